@@ -1,0 +1,348 @@
+"""Every error of dask-batch, one hierarchy.
+
+::
+
+    BatchError
+    ├── ConfigurationError (ValueError)   an option, a resource, a template: the user's to mend
+    │   ├── ResourceError
+    │   └── TemplateError
+    ├── GraphError (ValueError)           the graph cannot be handed over as it is
+    │   ├── SerializationError            something in it cannot be pickled
+    │   └── TooManyJobsError
+    ├── CacheError (OSError)              the cache directory cannot be used
+    │   ├── MissingEntryError
+    │   └── DamagedEntryError
+    ├── BackendError (RuntimeError)       the batch system
+    │   ├── BackendUnavailableError       it is not there
+    │   ├── CommandError                  one of its commands failed
+    │   └── SubmissionError               it refused a job (also a CalledProcessError)
+    └── TaskError (RuntimeError)          a job ended without a result
+        ├── TimeoutTaskError              ... at its time limit
+        ├── OutOfMemoryTaskError
+        ├── NodeFailureTaskError
+        ├── PreemptedTaskError
+        ├── CancelledTaskError            cancelled from outside
+        ├── DiedTaskError                 killed, crashed, or exited by itself
+        ├── NoOutputTaskError             ended well, yet there is no result
+        ├── UnstorableResultError         its result cannot be pickled or written
+        ├── DependencyFailedError
+        └── ChangedSinceSubmissionError   code, a library or an input is not what was hashed
+
+An exception that the user's function raised is none of these: it is raised again as it was, with
+its remote traceback as ``__cause__`` (:class:`RemoteTraceback`) and notes that say where it ran.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailableError",
+    "BatchError",
+    "CacheError",
+    "CancelledTaskError",
+    "ChangedSinceSubmissionError",
+    "CommandError",
+    "ConfigurationError",
+    "DamagedEntryError",
+    "DependencyFailedError",
+    "DiedTaskError",
+    "GraphError",
+    "MissingEntryError",
+    "NoOutputTaskError",
+    "NodeFailureTaskError",
+    "OutOfMemoryTaskError",
+    "PreemptedTaskError",
+    "RemoteError",
+    "RemoteTraceback",
+    "ResourceError",
+    "SerializationError",
+    "SubmissionError",
+    "TaskError",
+    "TemplateError",
+    "TimeoutTaskError",
+    "TooManyJobsError",
+    "UnstorableResultError",
+]
+
+
+class BatchError(Exception):
+    """Base of all errors that dask-batch raises for itself."""
+
+
+class ConfigurationError(BatchError, ValueError):
+    """An option is unknown or has a value that makes no sense."""
+
+
+class ResourceError(ConfigurationError):
+    """A resource key is unknown, or its value cannot be met."""
+
+
+class TemplateError(ConfigurationError):
+    """A submission template does not parse or lacks a variable."""
+
+
+class GraphError(BatchError, ValueError):
+    """The graph cannot be handed over as it is."""
+
+
+class SerializationError(GraphError, TypeError):
+    """A function, an argument or a global of a task cannot be pickled.
+
+    The exception that says why (the user's own, where a ``__reduce__`` raised) is ``__cause__``.
+    """
+
+
+class TooManyJobsError(GraphError):
+    """The graph would become more jobs than ``max_jobs`` allows."""
+
+
+class CacheError(BatchError, OSError):
+    """The cache directory cannot be used."""
+
+
+class MissingEntryError(CacheError, KeyError):
+    """The cache has no such entry."""
+
+    __str__ = Exception.__str__  # KeyError would show the message's repr
+
+
+class DamagedEntryError(CacheError):
+    """An entry of the cache is truncated or altered; it has been set aside."""
+
+
+class BackendError(BatchError, RuntimeError):
+    """The batch system cannot do what it was asked to."""
+
+
+class BackendUnavailableError(BackendError):
+    """The batch system is not there: no command, no daemon, no instance."""
+
+
+class CommandError(BackendError):
+    """A command of the batch system failed.
+
+    Attributes
+    ----------
+    argv : tuple of str
+        The command.
+    returncode : int or None
+        Its exit code; None if it did not end in time.
+    stdout, stderr : str
+        What it printed.
+    """
+
+    def __init__(
+        self, argv: tuple[str, ...], returncode: int | None, stdout: str, stderr: str
+    ) -> None:
+        self.argv, self.returncode, self.stdout, self.stderr = argv, returncode, stdout, stderr
+        how = "did not end in time" if returncode is None else f"ended with exit code {returncode}"
+        said = (stderr.strip() or stdout.strip()) or "it printed nothing"
+        super().__init__(f"{argv[0]} {how}: {said}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.argv, self.returncode, self.stdout, self.stderr)
+
+
+class SubmissionError(BackendError, subprocess.CalledProcessError):
+    """The batch system refused a job.
+
+    Attributes
+    ----------
+    cmd, returncode, output, stderr
+        As in :class:`subprocess.CalledProcessError`; ``output`` holds the command's own words.
+    script : Path or None
+        The job script that was refused, kept for a look.
+    """
+
+    def __init__(
+        self,
+        returncode: int,
+        cmd: list[str],
+        output: str,
+        *,
+        script: Path | None = None,
+        advice: str = "",
+    ) -> None:
+        subprocess.CalledProcessError.__init__(self, returncode, cmd, output, output)
+        self.script = script
+        self.advice = advice
+
+    def __str__(self) -> str:
+        text = f"the batch system refused the job: {str(self.output).strip()}"
+        if self.script is not None:
+            text += f"\nThe script: {self.script}"
+        return f"{text}\n{self.advice}" if self.advice else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.returncode, self.cmd, self.output), {
+            "script": self.script,
+            "advice": self.advice,
+        }
+
+
+class TaskError(BatchError, RuntimeError):
+    """A job ended without publishing a result.
+
+    Attributes
+    ----------
+    message : str
+        What happened.
+    key : str
+        The task's key.
+    function : str
+        The name of its function.
+    job_id : str or None
+        The job's id at the batch system.
+    state : str
+        The state that the batch system reported, in its own word.
+    evidence : str
+        What the verdict rests on.
+    log : Path or None
+        The file with the job's stderr.
+    tail : str
+        The last lines of that file.
+    advice : str
+        What to try.
+    """
+
+    default_advice = "Look into the log for what the job printed before it ended."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: str = "",
+        function: str = "",
+        job_id: str | None = None,
+        state: str = "",
+        evidence: str = "",
+        log: Path | None = None,
+        tail: str = "",
+        advice: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.key = key
+        self.function = function
+        self.job_id = job_id
+        self.state = state
+        self.evidence = evidence
+        self.log = log
+        self.tail = tail
+        self.advice = advice or self.default_advice
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        about = [
+            f"function {self.function}" if self.function else "",
+            f"key {self.key[:12]}" if self.key else "",
+            f"job {self.job_id}" if self.job_id else "",
+            f"state {self.state}" if self.state else "",
+        ]
+        if any(about):
+            lines.append("  " + ", ".join(filter(None, about)))
+        if self.evidence:
+            lines.append(f"  evidence: {self.evidence}")
+        if self.tail:
+            lines.append("  the end of its stderr:")
+            lines += [f"    {line}" for line in self.tail.splitlines()]
+        if self.log is not None:
+            lines.append(f"  log: {self.log}")
+        lines.append(f"  try: {self.advice}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message,), dict(self.__dict__)
+
+
+class TimeoutTaskError(TaskError, TimeoutError):
+    """The job was killed at its time limit."""
+
+    default_advice = "Give it more time: resource_dict={'run_time_max': seconds}."
+    __str__ = TaskError.__str__
+
+
+class OutOfMemoryTaskError(TaskError, MemoryError):
+    """The job was killed because it used more memory than it asked for."""
+
+    default_advice = "Give it more memory: resource_dict={'memory_max': gigabytes}."
+
+
+class NodeFailureTaskError(TaskError):
+    """The node on which the job ran failed."""
+
+    default_advice = "Compute again: what has finished is not repeated."
+
+
+class PreemptedTaskError(TaskError):
+    """The job was preempted by another one."""
+
+    default_advice = "Compute again, or use a partition or QOS that is not preempted."
+
+
+class CancelledTaskError(TaskError):
+    """The job was cancelled from outside."""
+
+    default_advice = "Compute again if that was not meant: what has finished is not repeated."
+
+
+class DiedTaskError(TaskError):
+    """The job's process was killed, crashed, or left by itself."""
+
+
+class NoOutputTaskError(TaskError):
+    """The job ended well as far as the batch system knows, yet there is no result."""
+
+    default_advice = (
+        "See whether the node shares the cache directory with this machine, and look into the log."
+    )
+
+
+class UnstorableResultError(TaskError):
+    """The function returned, but its result could not be pickled or written."""
+
+    default_advice = "Return plain data: arrays, dataframes, dictionaries, dataclasses."
+
+
+class DependencyFailedError(TaskError):
+    """The task did not run because one that it depends on failed.
+
+    ``root`` is the key of the task that failed first.
+    """
+
+    root: str = ""
+    default_advice = "Mend the task named above and compute again."
+
+
+class ChangedSinceSubmissionError(TaskError):
+    """Code, a library or an input file is no longer what it was when the task was hashed."""
+
+    default_advice = "Compute again: the task is hashed anew, and runs on what is there now."
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - not an error itself: the text behind one
+    """The traceback of an exception in a job, as text; the ``__cause__`` of what is raised here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+class RemoteError(BatchError):
+    """Stands in for an exception of a job that cannot be unpickled here.
+
+    Attributes
+    ----------
+    type_name : str
+        The qualified name of the exception's class.
+    """
+
+    def __init__(self, message: str, type_name: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name

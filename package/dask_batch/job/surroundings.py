@@ -1,0 +1,55 @@
+"""The surroundings of a function in a job: those of the client that asked for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["JOB_VARIABLE", "enter", "inside_job"]
+
+JOB_VARIABLE = "DASK_BATCH_JOB_ID"
+"""Set in every job and in what it starts: whoever sees it is not a client by accident."""
+
+_BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID")
+
+
+def inside_job() -> bool:
+    """Whether this process runs inside a job of dask-batch."""
+    return JOB_VARIABLE in os.environ
+
+
+def job_id() -> str:
+    """Return the id that the batch system gave to the job this process is."""
+    given = os.environ.get(JOB_VARIABLE)
+    if given:
+        return given
+    return next((os.environ[name] for name in _BACKEND_IDS if os.environ.get(name)), "")
+
+
+def enter(common: Mapping[str, Any], *, cpus: int) -> None:
+    """Take over the client's working directory, umask and module path; tame Dask.
+
+    The cache's own files do not follow the umask: they are made owner-only, whatever it is.
+    """
+    os.environ[JOB_VARIABLE] = job_id() or "unknown"
+    os.umask(int(common["umask"]))
+    os.chdir(common["working_directory"])
+    # Behind the job's own entries: the client's path must not replace what this interpreter has.
+    present = set(sys.path)
+    sys.path.extend(entry for entry in common["module_path"] if entry not in present)
+    _quiet_dask(cpus)
+
+
+def _quiet_dask(cpus: int) -> None:
+    """Make Dask compute in this process, whatever the client's configuration said."""
+    for name in [name for name in os.environ if name.startswith("DASK_BATCH__")]:
+        del os.environ[name]
+    scheduler = "threads" if cpus > 1 else "synchronous"
+    os.environ["DASK_SCHEDULER"] = scheduler
+    os.environ["DASK_NUM_WORKERS"] = str(cpus)
+    if "dask" in sys.modules:  # a warm worker has it already, and it has read its environment
+        import dask
+
+        dask.config.set(scheduler=scheduler, num_workers=cpus)

@@ -1,0 +1,173 @@
+"""What a task is, as plain data: calls, containers and references to other tasks.
+
+A graph of any kind (Dask's expressions, legacy tuples, one call of ``submit``) is translated
+once, at the door, into these few shapes. Keys are computed from them, chains are fused from
+them, and they are what a job unpickles and evaluates: a job therefore needs nothing of Dask
+that the user's own functions do not need.
+
+An *expression* is a :class:`Ref`, a :class:`Call`, a :class:`Build`, a :class:`Let`, or anything
+else, which is a literal and stands for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+__all__ = [
+    "Build",
+    "Call",
+    "Expression",
+    "Let",
+    "Ref",
+    "Step",
+    "Task",
+    "evaluate",
+    "references",
+]
+
+Expression: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """The result of another task, by its name (in Dask's words: its key)."""
+
+    name: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function applied to expressions."""
+
+    function: Any
+    args: tuple[Expression, ...] = ()
+    kwargs: Mapping[str, Expression] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A container of expressions; a dict's items are key, value, key, value, ..."""
+
+    kind: type
+    items: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    """Named expressions, each of which may refer to those before it, and the one that counts.
+
+    Tasks that Dask has fused arrive in this shape. The names are local: a :class:`Ref` inside
+    to a name that is not bound here means the graph outside. ``indices`` gives, for each
+    binding, the block index it would have had as a task of its own (None: it has none).
+    """
+
+    bindings: tuple[tuple[Hashable, Expression], ...]
+    result: Expression
+    indices: tuple[tuple[Any, ...] | None, ...] = ()
+
+
+@dataclass(slots=True)
+class Task:
+    """One node of a graph.
+
+    Attributes
+    ----------
+    name
+        Its name in the graph (Dask's key): any hashable.
+    expression
+        What it computes.
+    annotations
+        What the user said about this task (``resources``, ``retries``, ``cache``, ...).
+    fusable
+        Whether ``fuse="auto"`` may put it into a chain (False for delayed calls).
+    writes
+        Whether it writes into the world outside (``to_parquet``, ``store``, ...), so that it
+        must run on every compute.
+    """
+
+    name: Hashable
+    expression: Expression
+    annotations: Mapping[str, Any] = field(default_factory=dict)
+    fusable: bool = True
+    writes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One task as a job gets it: a chain is several of them, each fed by the one before.
+
+    Attributes
+    ----------
+    name
+        The task's name in the graph.
+    expression
+        What it computes.
+    inputs
+        For each other name that it refers to, the key of the result in the cache.
+    """
+
+    name: Hashable
+    expression: Expression
+    inputs: Mapping[Hashable, str]
+
+
+def references(expression: Expression) -> Iterator[Hashable]:
+    """Yield the names that an expression refers to outside itself, left to right.
+
+    A name that is referred to twice comes twice. Keyword arguments come in the order of their
+    names, so that the order does not depend on how a call was written.
+    """
+    if isinstance(expression, Ref):
+        yield expression.name
+    elif isinstance(expression, Call):
+        yield from references(expression.function)
+        for argument in expression.args:
+            yield from references(argument)
+        for _, argument in sorted(expression.kwargs.items()):
+            yield from references(argument)
+    elif isinstance(expression, Build):
+        for item in expression.items:
+            yield from references(item)
+    elif isinstance(expression, Let):
+        bound: set[Hashable] = set()
+        for name, bound_expression in expression.bindings:
+            yield from (n for n in references(bound_expression) if n not in bound)
+            bound.add(name)
+        yield from (n for n in references(expression.result) if n not in bound)
+
+
+def evaluate(expression: Expression, values: Mapping[Hashable, Any]) -> Any:
+    """Compute an expression.
+
+    Parameters
+    ----------
+    expression
+        What to compute.
+    values
+        The results of the tasks that it refers to, by name.
+
+    Raises
+    ------
+    KeyError
+        A reference is missing from ``values``.
+    """
+    if isinstance(expression, Call):
+        function = evaluate(expression.function, values)
+        args = [evaluate(argument, values) for argument in expression.args]
+        kwargs = {name: evaluate(value, values) for name, value in expression.kwargs.items()}
+        return function(*args, **kwargs)
+    if isinstance(expression, Ref):
+        return values[expression.name]
+    if isinstance(expression, Build):
+        items = [evaluate(item, values) for item in expression.items]
+        if expression.kind is dict:
+            return dict(zip(items[::2], items[1::2], strict=True))
+        return expression.kind(items)
+    if isinstance(expression, Let):
+        scope = dict(values)
+        for name, bound in expression.bindings:
+            scope[name] = evaluate(bound, scope)
+        return evaluate(expression.result, scope)
+    return expression
