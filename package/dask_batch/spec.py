@@ -55,17 +55,28 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The task that a binding would be, had it not been fused: its name, and what was said of it.
+
+    Keys are computed as if it still were that task, so they do not depend on fusion.
+    """
+
+    name: Hashable
+    annotations: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Let:
     """Named expressions, each of which may refer to those before it, and the one that counts.
 
-    Tasks that Dask has fused arrive in this shape. The names are local: a :class:`Ref` inside
-    to a name that is not bound here means the graph outside. ``indices`` gives, for each
-    binding, the block index it would have had as a task of its own (None: it has none).
+    Tasks that Dask has fused arrive in this shape. The names are local, each bound once: a
+    :class:`Ref` inside to a name that is not bound here, or not yet, means the graph outside.
+    ``origins`` gives, for each binding, the task that it was (None: a mere part of a task).
     """
 
     bindings: tuple[tuple[Hashable, Expression], ...]
     result: Expression
-    indices: tuple[tuple[Any, ...] | None, ...] = ()
+    origins: tuple[Origin | None, ...] = ()
 
 
 @dataclass(slots=True)
