@@ -1,0 +1,1 @@
+"""What is the user's code, what it reaches, and how it travels by value."""
