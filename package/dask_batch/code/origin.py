@@ -19,14 +19,24 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable
-from types import ModuleType
+from collections.abc import Iterable, Mapping
+from types import FunctionType, ModuleType
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Granularity", "cut_version", "distribution", "is_user_module", "library_label"]
+__all__ = [
+    "Granularity",
+    "cut_version",
+    "distribution",
+    "find_spec",
+    "is_user_module",
+    "library_label",
+    "library_of_namespace",
+    "travels_by_value",
+]
 
 Granularity: TypeAlias = Literal["minor", "exact", "none"]
 
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _OWN = __name__.partition(".")[0]
 _MAIN = frozenset({"__main__", "__mp_main__"})
 _LIBRARY_DIRECTORIES = frozenset({"site-packages", "dist-packages"})
@@ -106,6 +116,34 @@ def _standard_library() -> tuple[str, ...]:
     places.add(os.path.dirname(os.__file__))
     places |= {os.path.realpath(place) for place in places}
     return tuple(sorted(os.path.join(place, "") for place in places))
+
+
+def library_of_namespace(namespace: Mapping[str, Any]) -> str | None:
+    """Name the library module whose globals a namespace is; None if it is the user's."""
+    name = namespace.get("__name__")
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    if module is None or module.__dict__ is not namespace or is_user_module(name):
+        return None
+    return module.__name__
+
+
+def travels_by_value(thing: FunctionType | type) -> bool:
+    """Tell whether a function or a class is hashed and travels by value.
+
+    True for the user's own, and for whatever a library does not offer under its name: local
+    classes, lambdas, wrappers that a decorator made.
+    """
+    if isinstance(thing, type) and not thing.__flags__ & _HEAP_TYPE:
+        return False  # a static type of C (NoneType has no name to be found under)
+    name = thing.__module__
+    if not isinstance(name, str) or is_user_module(name):
+        return True
+    found: Any = sys.modules.get(name)
+    if found is None:
+        return True
+    for part in thing.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is not thing
 
 
 def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
