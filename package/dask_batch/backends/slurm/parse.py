@@ -1,0 +1,158 @@
+"""From what Slurm's commands print to records. Pure: text in, records out.
+
+The formats are asked for with ``|`` between the fields, and with those fields last that may hold
+any character. A line that does not have the expected shape is skipped, not guessed at.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.backends.slurm.states import job_state
+
+__all__ = [
+    "SACCT_FIELDS",
+    "SACCT_NAME_FIELDS",
+    "SINFO_FORMAT",
+    "SQUEUE_FORMAT",
+    "SQUEUE_NAME_FORMAT",
+    "NodeKind",
+    "parse_job_id",
+    "parse_names",
+    "parse_sacct",
+    "parse_sinfo",
+    "parse_squeue",
+]
+
+SQUEUE_FORMAT = "JobID:|,State:|,exit_code:|,Reason:"
+SQUEUE_NAME_FORMAT = "%A|%j"
+SACCT_FIELDS = "JobIDRaw,State,ExitCode,Reason"
+SACCT_NAME_FIELDS = "JobIDRaw,JobName"
+SINFO_FORMAT = "%R|%c|%m|%l|%G"
+
+_LAST_SIGNAL = 64
+_CANNOT_OPEN_LOGS = 53
+"""What slurmd reports as a "signal" when it cannot open the job's output file."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """Nodes of one partition that are alike."""
+
+    partition: str
+    cpus: int
+    memory_mb: int
+    time_s: float
+    """The partition's time limit; infinite when it has none."""
+    gpus: int
+
+
+def parse_job_id(stdout: str) -> str | None:
+    """Return the id that ``sbatch --parsable`` printed: ``ID`` or ``ID;CLUSTER``.
+
+    Wrappers at some sites print more: the last line of that shape counts.
+    """
+    for line in reversed(stdout.splitlines()):
+        match = re.fullmatch(r"(\d+)(;\S*)?", line.strip())
+        if match:
+            return match[1]
+    return None
+
+
+def _rows(text: str, fields: int) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        row = line.split("|", fields - 1)
+        if len(row) == fields:
+            yield [cell.strip() for cell in row]
+
+
+def parse_squeue(text: str) -> dict[str, JobStatus]:
+    """Read ``squeue -h -O`` in :data:`SQUEUE_FORMAT`."""
+    found = {}
+    for job_id, word, status, reason in _rows(text, 4):
+        exit_code, signal = _wait_status(status)
+        found[job_id] = _status(job_id, word, exit_code, signal, reason, "squeue")
+    return found
+
+
+def parse_sacct(text: str) -> dict[str, JobStatus]:
+    """Read ``sacct -X -n -P`` in :data:`SACCT_FIELDS`."""
+    found = {}
+    for job_id, word, status, reason in _rows(text, 4):
+        exit_code, signal = _exit_pair(status)
+        if (word, reason) == ("CANCELLED", "Dependency"):
+            # --kill-on-invalid-dep removed it; of a scancel it says "CANCELLED by UID".
+            reason = "DependencyNeverSatisfied"
+        found[job_id] = _status(job_id, word, exit_code, signal, reason, "sacct")
+    return found
+
+
+def _status(
+    job_id: str, word: str, exit_code: int | None, signal: int | None, reason: str, source: str
+) -> JobStatus:
+    state = job_state(word, reason)
+    reason = "" if reason in ("None", "(null)") else reason
+    if not state.ended or state is JobState.DEPENDENCY_FAILED:
+        exit_code = signal = None
+    elif state is JobState.FAILED and exit_code == 0 and signal == _CANNOT_OPEN_LOGS:
+        reason = "the node could not open the job's log files"
+    if signal is not None and not 0 < signal <= _LAST_SIGNAL:
+        signal = None  # 0 is none; 125 is Slurm's own mark for "out of memory"
+    return JobStatus(job_id, state, word, exit_code, signal, reason, source)
+
+
+def _exit_pair(text: str) -> tuple[int | None, int | None]:
+    """Read ``CODE:SIGNAL``."""
+    code, _, signal = text.partition(":")
+    return _integer(code), _integer(signal)
+
+
+def _wait_status(text: str) -> tuple[int | None, int | None]:
+    """Read squeue's exit code, which is the raw status of wait(2): 768 for ``exit 3``."""
+    status = _integer(text)
+    return (None, None) if status is None else (status >> 8 & 0xFF, status & 0x7F)
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None
+
+
+def parse_names(text: str) -> dict[str, str]:
+    """Read ``ID|NAME`` lines into job ids by name; the highest id counts where a name repeats."""
+    found: dict[str, str] = {}
+    for job_id, name in _rows(text, 2):
+        if job_id.isdecimal() and int(job_id) > int(found.get(name, -1)):
+            found[name] = job_id
+    return found
+
+
+def parse_sinfo(text: str) -> list[NodeKind]:
+    """Read ``sinfo -h -e -o`` in :data:`SINFO_FORMAT`."""
+    return [
+        NodeKind(partition, _leading(cpus), _leading(memory), parse_time_limit(limit), _gpus(gres))
+        for partition, cpus, memory, limit, gres in _rows(text, 5)
+    ]
+
+
+def _leading(text: str) -> int:
+    """Read a number that may end in ``+`` ("at least, among these nodes")."""
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else 0
+
+
+def parse_time_limit(text: str) -> float:
+    """Read ``[DAYS-]HOURS:MINUTES:SECONDS``, ``MINUTES:SECONDS`` or ``infinite`` as seconds."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if not match:
+        return math.inf
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _gpus(gres: str) -> int:
+    """Count the GPUs in ``gpu:2``, ``gpu:a100:4(S:0-1),gpu:t4:1,shard:8``, ``(null)``."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu:(?:[^:,()]+:)?(\d+)", gres))

@@ -1,0 +1,112 @@
+"""From a job to its script and to the arguments that go with it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dask_batch.backends import templating
+from dask_batch.backends.base import Job
+from dask_batch.backends.slurm import options
+from dask_batch.errors import ResourceError
+
+__all__ = ["job_command", "sbatch_arguments", "script_text"]
+
+BUILTIN = "slurm.sh.j2"
+
+
+def job_command(job: Job) -> list[str]:
+    """Return the command that runs a job's task; no value of an argument is part of it.
+
+    ``python`` may be several words (``apptainer exec image.sif python``), unless the whole is the
+    path of a program.
+    """
+    python = job.resources.get("python") or sys.executable
+    words = [python] if shutil.which(python) else shlex.split(python)
+    # -P: a file beside the job that is called like a module of the library must not replace it.
+    return [*words, "-P", "-m", "dask_batch.job", str(job.definition), str(job.index)]
+
+
+def _template(resources: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the text of the template and whether it is the user's own."""
+    own = resources.get("submission_template")
+    return (own, True) if own else (templating.builtin_template(BUILTIN), False)
+
+
+def _command_text(command: Sequence[str], threads: Mapping[str, str]) -> str:
+    variables = [f"{name}={value}" for name, value in threads.items()]
+    return shlex.join(["env", "DASK_BATCH_BACKEND=slurm", *variables, *command])
+
+
+def _threads_for(source: str, resources: Mapping[str, Any]) -> dict[str, str]:
+    """Return the thread variables that a user's template leaves to us."""
+    printed = templating.template_variables(source)
+    if "threads_per_core" not in printed and "cpus-per-task" in source:
+        return {}  # it sets its own number of CPUs, which is not known here
+    threads = options.thread_variables(resources)
+    return {name: value for name, value in threads.items() if name not in source}
+
+
+def script_text(job: Job, dependency: Sequence[str], command: Sequence[str]) -> str:
+    """Return the job script.
+
+    The built-in template exports the thread variables before the prologue, which may change
+    them. What a user's template exports is kept; the rest travels with the command.
+
+    Raises
+    ------
+    TemplateError
+        The template does not parse, or lacks a variable.
+    ResourceError
+        The template leaves out what can only be part of the script.
+    """
+    source, own = _template(job.resources)
+    prologue = job.resources.get("job_script_prologue")
+    if own and prologue and "job_script_prologue" not in templating.template_variables(source):
+        raise ResourceError(
+            "resource 'job_script_prologue': the submission template does not print it. Put "
+            "{{ job_script_prologue }} before {{ command }}, or the lines themselves."
+        )
+    logs = job.log_directory
+    variables = templating.template_values(
+        job.resources,
+        command=_command_text(command, _threads_for(source, job.resources) if own else {}),
+        working_directory=str(logs),
+        job_name=job.name,
+        dependency=dependency,
+        further={
+            "output": options.log_pattern(str(logs / f"{job.index}.out")),
+            "error": options.log_pattern(str(logs / f"{job.index}.err")),
+            "threads": options.thread_variables(job.resources),
+        },
+    )
+    text = templating.render(source, variables)
+    return templating.quote_in_directives(text, str(logs)) if own else text
+
+
+def sbatch_arguments(job: Job, dependency: Sequence[str]) -> list[str]:
+    """Return the arguments of ``sbatch`` for a job, the script excluded.
+
+    What the command line says overrides the script. So the name, the logs and the dependencies
+    are right whatever a user's template says of them, and a resource that it does not print is
+    requested all the same. Our own come last: of two equal options sbatch takes the latter.
+    """
+    source, own = _template(job.resources)
+    printed = templating.template_variables(source)
+    logs = job.log_directory
+    arguments = options.options_not_printed(job.resources, printed) if own else []
+    arguments += job.resources.get("slurm_cmd_args") or ()
+    arguments += [
+        "--parsable",
+        f"--job-name={job.name}",
+        f"--output={options.log_pattern(str(logs / f'{job.index}.out'))}",
+        f"--error={options.log_pattern(str(logs / f'{job.index}.err'))}",
+    ]
+    if dependency:
+        arguments += [f"--dependency=afterok:{':'.join(dependency)}", "--kill-on-invalid-dep=yes"]
+    if not job.parents:
+        arguments.append("--hold")
+    return arguments

@@ -1,0 +1,263 @@
+"""Job scripts from Jinja2 templates: the built-in ones and those that users bring.
+
+The variables are ``command``, ``working_directory`` (the folder of the job's logs), ``job_name``,
+``dependency`` and ``dependency_list``, and every resource; None when unset. A name that is
+missing or None is false in a test, and an error when printed.
+
+What a value may do is limited at both ends: values are one line of printable text (a newline
+would end a directive and begin another), and templates run in Jinja2's sandbox.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources as package_files
+from types import MappingProxyType
+from typing import Any
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.sandbox import SandboxedEnvironment
+
+from dask_batch.errors import TemplateError
+
+__all__ = [
+    "Dependency",
+    "builtin_template",
+    "directive_value",
+    "quote_in_directives",
+    "render",
+    "template_values",
+    "template_variables",
+]
+
+
+class Dependency(list[str]):
+    """The ids that must have succeeded, as one element ``A:B:C``.
+
+    Slurm reads ``afterok:A,B`` as "A ok, then B *any*". Templates in use join with a comma, loop,
+    or print the name as it is: all come out as ``afterok:A:B``. Empty, and so false, without ids.
+    """
+
+    def __init__(self, job_ids: Iterable[str] = ()) -> None:
+        joined = ":".join(job_ids)
+        super().__init__([joined] if joined else [])
+
+    def __str__(self) -> str:
+        return self[0] if self else ""
+
+
+class _Gigabytes(float):
+    """Memory that prints as whole gigabytes, rounded up: ``--mem=1.5G`` is refused by Slurm."""
+
+    def __str__(self) -> str:
+        return str(math.ceil(self))
+
+
+class _Lines(tuple[str, ...]):
+    """Shell lines: a template may loop over them, or print them as they are."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(self)
+
+
+class _Missing(jinja2.Undefined):
+    """A name that is not there: false in a test, an error when printed or looped over."""
+
+    def __str__(self) -> str:
+        self._fail_with_undefined_error()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._fail_with_undefined_error()
+
+
+def directive_value(text: object) -> str:
+    """Quote a value for a ``#SBATCH`` line where it needs it.
+
+    >>> directive_value("debug"), directive_value("/a b/1.out")
+    ('debug', '"/a b/1.out"')
+    """
+    string = str(text)
+    if string and not set(string) & set(" \t\"'\\#"):
+        return string
+    return '"' + string.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def quote_in_directives(script: str, value: str) -> str:
+    """Quote a path where the ``#SBATCH`` lines of a script hold it bare.
+
+    ``#SBATCH --chdir={{ working_directory }}`` is in every template in use, and a folder with a
+    blank in its name would end the option early.
+    """
+    if directive_value(value) == value:
+        return script
+    bare = re.compile(r"(?<=[=\s])" + re.escape(value) + r"\S*")
+    return "".join(
+        bare.sub(lambda match: directive_value(match[0]), line)
+        if line.startswith("#SBATCH")
+        else line
+        for line in script.splitlines(keepends=True)
+    )
+
+
+def _default(value: Any, default: Any = "", boolean: bool = False) -> Any:
+    """Jinja2's ``default``, for which a resource that is None counts as undefined."""
+    if value is None or isinstance(value, jinja2.Undefined) or (boolean and not value):
+        return default
+    return value
+
+
+def _printed(value: Any) -> Any:
+    """Refuse to print what is not there; print whole floats as integers."""
+    if value is None:
+        raise _PrintedNoneError
+    if isinstance(value, _Gigabytes):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+class _PrintedNoneError(Exception):
+    """The template prints a variable that is None."""
+
+
+@functools.cache
+def _environment() -> SandboxedEnvironment:
+    environment = SandboxedEnvironment(
+        undefined=_Missing, finalize=_printed, autoescape=False, keep_trailing_newline=True
+    )
+    environment.filters["directive"] = directive_value
+    environment.filters["default"] = environment.filters["d"] = _default
+    return environment
+
+
+@functools.lru_cache(maxsize=64)
+def template_variables(source: str) -> frozenset[str]:
+    """Return the names that a template uses.
+
+    Raises
+    ------
+    TemplateError
+        The template does not parse; the message names the line.
+    """
+    return frozenset(meta.find_undeclared_variables(_parsed(source)))
+
+
+def _parsed(source: str) -> nodes.Template:
+    try:
+        return _environment().parse(source)
+    except jinja2.TemplateSyntaxError as error:
+        lines = source.splitlines()
+        shown = lines[error.lineno - 1].strip() if 0 < error.lineno <= len(lines) else ""
+        raise TemplateError(
+            f"the submission template does not parse: line {error.lineno}: {error.message}"
+            + (f"\n    {shown}" if shown else "")
+        ) from error
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(source: str) -> jinja2.Template:
+    _parsed(source)
+    return _environment().from_string(source)
+
+
+@functools.cache
+def builtin_template(name: str) -> str:
+    """Return the text of a template of this package."""
+    folder = package_files.files("dask_batch.backends") / "templates"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def template_values(
+    resources: Mapping[str, Any],
+    *,
+    command: str,
+    working_directory: str,
+    job_name: str,
+    dependency: Sequence[str] = (),
+    further: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return what a template sees; ``further`` are variables that a backend adds.
+
+    Slurm counts time in minutes, and templates in use divide ``run_time_max`` by 60 and drop the
+    rest: seconds are rounded up to whole minutes. ``memory_max`` prints as whole gigabytes,
+    rounded up, and is exact in arithmetic.
+    """
+    visible = dict(resources)
+    if visible.get("run_time_max") is not None:
+        visible["run_time_max"] = math.ceil(visible["run_time_max"] / 60) * 60
+    if isinstance(visible.get("memory_max"), float):
+        visible["memory_max"] = _Gigabytes(visible["memory_max"])
+    if visible.get("job_script_prologue") is not None:
+        visible["job_script_prologue"] = _Lines(visible["job_script_prologue"])
+    joined = Dependency(dependency)
+    return {
+        **further,
+        **visible,
+        "command": command,
+        "working_directory": working_directory,
+        "job_name": job_name,
+        "dependency": joined,
+        "dependency_list": joined,
+    }
+
+
+def render(source: str, variables: Mapping[str, Any]) -> str:
+    """Return the script that a template makes of its variables.
+
+    Raises
+    ------
+    TemplateError
+        The template does not parse, prints a name that is missing or None, fails, or a value
+        cannot be part of a script.
+    """
+    template = _compiled(source)
+    _refuse_control_characters(variables)
+    try:
+        script = template.render(variables)
+    except jinja2.UndefinedError as error:
+        raise TemplateError(
+            f"the submission template prints a name that is missing: {error.message}. "
+            "Set it in resource_dict, or put {% if name %} ... {% endif %} around it."
+        ) from error
+    except Exception as error:  # a template is a program: it may fail in any way
+        raise TemplateError(_failure(source, variables, error)) from error
+    return script if script.endswith("\n") else script + "\n"
+
+
+def _failure(source: str, variables: Mapping[str, Any], error: Exception) -> str:
+    unset = {
+        name.name: name.lineno
+        for output in _parsed(source).find_all(nodes.Output)
+        for name in output.find_all(nodes.Name)
+        if variables.get(name.name, 0) is None
+    }
+    printed_none = isinstance(error, _PrintedNoneError)
+    if not unset:
+        what = "it prints None" if printed_none else f"{type(error).__name__}: {error}"
+        return f"the submission template fails: {what}"
+    names = ", ".join(f"{name!r} (line {line})" for name, line in unset.items())
+    what = "" if printed_none else f" ({type(error).__name__}: {error})"
+    return (
+        f"the submission template prints what is not set: {names}{what}. Set it in "
+        f"resource_dict, or put {{% if {next(iter(unset))} %}} ... {{% endif %}} around it."
+    )
+
+
+def _refuse_control_characters(variables: Mapping[str, Any]) -> None:
+    for name, value in variables.items():
+        # The prologue is shell text, and the template's own text needs no guard.
+        if name in ("job_script_prologue", "submission_template"):
+            continue
+        for text in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(text, str) and any(ord(c) < 32 or ord(c) == 127 for c in text):
+                raise TemplateError(
+                    f"{name!r} has a newline or another control character in it and cannot be "
+                    f"part of a job script: {text!r}"
+                )

@@ -1,0 +1,211 @@
+"""Checks of single resource values: each returns the value in Python's own types.
+
+A check raises ValueError with what it expects ("must be ..."); the caller adds the name and what
+it got. Whatever may be printed into a job script is one line of printable text: a newline in a
+partition's name would otherwise be a directive, or a command, of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Any, TypeAlias
+
+__all__ = [
+    "Check",
+    "arguments",
+    "count",
+    "count_or_none_at_all",
+    "directives",
+    "directory",
+    "entry_name",
+    "flag",
+    "gigabytes",
+    "integer",
+    "line",
+    "lines",
+    "natural",
+    "path",
+    "printable",
+    "seconds",
+    "text",
+    "version",
+    "word",
+]
+
+Check: TypeAlias = Callable[[Any], Any]
+
+
+def integer(value: Any) -> int:
+    """Accept whole numbers, NumPy's included."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError("must be a whole number") from None
+
+
+def count(value: Any) -> int:
+    """Accept whole numbers from 1."""
+    number = integer(value)
+    if number < 1:
+        raise ValueError("must be at least 1")
+    return number
+
+
+def natural(value: Any) -> int:
+    """Accept whole numbers from 0."""
+    number = integer(value)
+    if number < 0:
+        raise ValueError("must not be negative")
+    return number
+
+
+count_or_none_at_all = natural
+
+
+def _positive(value: Any, unit: str) -> float:
+    if isinstance(value, (bool, str, bytes)):
+        raise ValueError(f"must be a number of {unit}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"must be a number of {unit}") from None
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"must be a positive, finite number of {unit}")
+    return number
+
+
+def gigabytes(value: Any) -> float | int:
+    """Accept positive numbers of gigabytes; whole ones become int."""
+    number = _positive(value, "gigabytes")
+    return int(number) if number.is_integer() else number
+
+
+def seconds(value: Any) -> int:
+    """Accept positive numbers of seconds, rounded up."""
+    return math.ceil(_positive(value, "seconds"))
+
+
+def flag(value: Any) -> bool:
+    """Accept booleans, NumPy's included; a string is no answer to a yes-or-no question."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise ValueError("must be True or False")
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
+    return str(value)
+
+
+def line(value: Any) -> str:
+    """Accept one line of printable text that is not empty."""
+    string = _string(value)
+    if not string.strip():
+        raise ValueError("must not be empty")
+    if not string.isprintable():
+        raise ValueError("must be one line without control characters")
+    return string
+
+
+def word(value: Any) -> str:
+    """Accept one word, as names of partitions and accounts are: no blanks, no quotes."""
+    string = line(value)
+    if any(character in " \"'\\" for character in string):
+        raise ValueError("must be one word without quotes")
+    return string
+
+
+def version(value: Any) -> str:
+    """Accept a string or a whole number."""
+    return line(value) if isinstance(value, str) else str(integer(value))
+
+
+def text(value: Any) -> str:
+    """Accept text of several lines."""
+    string = _string(value)
+    if not string.strip():
+        raise ValueError("must not be empty")
+    if "\0" in string:
+        raise ValueError("must not contain a NUL character")
+    return string
+
+
+def lines(value: Any) -> tuple[str, ...]:
+    """Accept shell lines, as one text or as a sequence."""
+    parts = [value] if isinstance(value, str) else _sequence(value)
+    split = [single for part in parts for single in _string(part).split("\n")]
+    if any(character in single for single in split for character in "\0\r"):
+        raise ValueError("must be shell lines without control characters")
+    return tuple(split)
+
+
+def directives(value: Any) -> tuple[str, ...]:
+    """Accept options such as ``--mail-type=END``, with or without ``#SBATCH`` before them."""
+    parts = value.split("\n") if isinstance(value, str) else _sequence(value)
+    stripped = (line(part).strip().removeprefix("#SBATCH").strip() for part in parts)
+    options = tuple(option for option in stripped if option)
+    if not all(option.startswith("-") for option in options):
+        raise ValueError("must be options that start with a dash")
+    return options
+
+
+def arguments(value: Any) -> tuple[str, ...]:
+    """Accept arguments as a sequence, or as one string in the shell's syntax."""
+    if isinstance(value, str):
+        return tuple(shlex.split(line(value)))
+    return tuple(line(part) for part in _sequence(value))
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("must be a string or a list of strings")
+    return value
+
+
+def path(value: Any) -> str:
+    """Accept a path, made absolute: the job runs in another directory."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError("must be a path")
+    name = os.fspath(value)
+    return os.path.abspath(os.path.expanduser(line(name)))
+
+
+directory = path
+
+
+def entry_name(value: Any) -> str:
+    """Accept a relative name that cannot leave the cache."""
+    string = line(value)
+    parts = string.split("/")
+    if PurePosixPath(string).is_absolute() or any(part in ("", ".", "..") for part in parts):
+        raise ValueError("must be a relative name without '.', '..' or empty parts")
+    return string
+
+
+def printable(value: Any) -> Any:
+    """Accept what a template of the user's may print: scalars, and lists of them."""
+    if isinstance(value, (list, tuple)):
+        return [printable(item) for item in value]
+    if isinstance(value, (bool, type(None))):
+        return value
+    if isinstance(value, str):
+        if value and not value.isprintable():
+            raise ValueError("must be one line without control characters")
+        return str(value)
+    if hasattr(value, "item") and type(value).__module__ == "numpy" and not value.shape:
+        return printable(value.item())
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, os.PathLike):
+        return printable(os.fspath(value))
+    raise ValueError("must be a string, a number, True, False, or a list of these")

@@ -1,0 +1,298 @@
+"""What may be asked for: the known keys of ``resource_dict``, checked, merged, brought to a form.
+
+A *resource* says what a job needs and where it runs; a *task option* says how the task is kept
+and repeated. Users write both into one dictionary (or one annotation); the two doors take them
+apart: :func:`for_dask_task` and :func:`for_executor_call` return the resources in normal form,
+:func:`task_options` the rest.
+
+Merging comes first, the door second: ``merge_resources(configuration, executor, compute, rule,
+annotation)``. No function here changes the dictionaries it is given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from dask_batch import resource_values as values
+from dask_batch.errors import ResourceError
+
+__all__ = [
+    "KNOWN",
+    "Key",
+    "TaskOptions",
+    "can_chain",
+    "chain_resources",
+    "check_resources",
+    "for_dask_task",
+    "for_executor_call",
+    "merge_resources",
+    "task_options",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of ``resource_dict``."""
+
+    name: str
+    scope: Literal["resource", "task"]
+    check: values.Check
+    unit: str
+    meaning: str
+    default: Any = None
+
+
+def _resource(name: str, check: values.Check, unit: str, meaning: str, default: Any = None) -> Key:
+    return Key(name, "resource", check, unit, meaning, default)
+
+
+def _option(name: str, check: values.Check, meaning: str, default: Any = None) -> Key:
+    return Key(name, "task", check, "", meaning, default)
+
+
+KNOWN: Final[Mapping[str, Key]] = {
+    key.name: key
+    for key in (
+        _resource("cores", values.count, "", "executor: MPI ranks; Dask: CPUs of one process", 1),
+        _resource("threads_per_core", values.count, "CPUs", "CPUs of each rank", 1),
+        _resource("gpus_per_core", values.count_or_none_at_all, "GPUs", "GPUs of each rank", 0),
+        _resource("memory_max", values.gigabytes, "GB", "memory of the job on a node"),
+        _resource("run_time_max", values.seconds, "s", "time limit"),
+        _resource("partition", values.word, "", "partition (queue)"),
+        _resource("account", values.word, "", "account that is charged"),
+        _resource("qos", values.word, "", "quality of service"),
+        _resource("constraint", values.line, "", "node features, in the batch system's syntax"),
+        _resource("reservation", values.word, "", "reservation to run in"),
+        _resource("num_nodes", values.count, "nodes", "number of nodes"),
+        _resource("exclusive", values.flag, "", "whole nodes, shared with no other job"),
+        _resource("priority", values.integer, "", "the larger the sooner, relative to your jobs"),
+        _resource("job_name", values.line, "", "what job names start with"),
+        _resource("cwd", values.directory, "", "directory in which the function runs"),
+        _resource("python", values.line, "", "interpreter of the job"),
+        _resource("job_script_prologue", values.lines, "", "shell lines before the function"),
+        _resource("job_extra_directives", values.directives, "", "further #SBATCH options"),
+        _resource("slurm_cmd_args", values.arguments, "", "further arguments of sbatch"),
+        _resource("error_log_file", values.path, "", "file to which errors are appended as well"),
+        _resource("submission_template", values.text, "", "Jinja2 text of the job script"),
+        _option("ranks", values.count, "MPI ranks of a Dask task"),
+        _option("cache", values.flag, "whether the result may be reused", True),
+        _option("version", values.version, "enters the key: change it to run again"),
+        _option("cache_key", values.entry_name, "name of the entry in the cache"),
+        _option("cache_directory", values.directory, "cache for this task"),
+        _option("refresh", values.flag, "run again although there is a result", False),
+        _option("retries", values.natural, "how often to repeat what failed", 0),
+    )
+}
+"""Every key that is known, in the order in which errors and the documentation list them."""
+
+_RESOURCES = tuple(key.name for key in KNOWN.values() if key.scope == "resource")
+
+_FOREIGN: Final[Mapping[str, str]] = {
+    "cpus": "cores",
+    "cpus_per_task": "threads_per_core",
+    "gpu": "gpus_per_core",
+    "gpus": "gpus_per_core",
+    "gres": "gpus_per_core",
+    "mem": "memory_max",
+    "memory": "memory_max",
+    "nodes": "num_nodes",
+    "project": "account",
+    "queue": "partition",
+    "time": "run_time_max",
+    "timeout": "run_time_max",
+    "walltime": "run_time_max",
+}
+"""What other systems call our keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """How a task is kept and repeated; see :data:`KNOWN` for the meaning of each field."""
+
+    ranks: int = 1
+    cache: bool = True
+    version: str | None = None
+    cache_key: str | None = None
+    cache_directory: str | None = None
+    refresh: bool = False
+    retries: int = 0
+
+
+def check_resources(
+    mapping: Mapping[str, Any], *, template_variables: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """Check what a user asked for.
+
+    Parameters
+    ----------
+    mapping
+        Resources and task options. None stands for "not set" and is left as it is.
+    template_variables
+        Names that the submission template uses: a key among them needs not be known.
+
+    Returns
+    -------
+    dict
+        A new dictionary with the same keys; numbers are Python's own.
+
+    Raises
+    ------
+    ResourceError
+        A key is unknown, or a value has the wrong type or is out of range.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in mapping.items():
+        known = KNOWN.get(name)
+        if known is None and name not in template_variables:
+            raise ResourceError(_unknown(name))
+        if value is None:
+            checked[name] = None
+            continue
+        check = values.printable if known is None else known.check
+        try:
+            checked[name] = check(value)
+        except ValueError as error:
+            raise ResourceError(f"resource {name!r}: {error}, not {_shown(value)}") from None
+    return checked
+
+
+def _unknown(name: object) -> str:
+    text = str(name)
+    nearest = _FOREIGN.get(text.lower()) or next(
+        iter(difflib.get_close_matches(text.lower(), KNOWN, n=1, cutoff=0.6)), None
+    )
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
+    return (
+        f"unknown resource {name!r}.{hint} Known are: {', '.join(KNOWN)}. "
+        "Any further key must be used by the submission template ({{ key }})."
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def merge_resources(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Merge layers; later ones win, and None takes back what an earlier one set."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer or {})
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def for_dask_task(
+    mapping: Mapping[str, Any], *, template_variables: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """Bring the resources of a Dask task to normal form.
+
+    A task of a graph is one call with one value: ``cores=N`` is N CPUs of one process.
+
+    Returns
+    -------
+    dict
+        Every known resource is present, None when unset; ``cores`` is the number of ranks and
+        ``threads_per_core`` the CPUs of each. Keys for the user's template follow.
+
+    Raises
+    ------
+    ResourceError
+        As :func:`check_resources`; or more than one rank is asked for.
+    """
+    checked = check_resources(mapping, template_variables=template_variables)
+    ranks = checked.get("ranks") or 1
+    if ranks > 1:
+        raise ResourceError(
+            f"ranks={ranks}: tasks of several MPI ranks are not in this version. "
+            f"For {ranks} CPUs of one process ask for cores={ranks}."
+        )
+    cpus = (checked.get("cores") or 1) * (checked.get("threads_per_core") or 1)
+    return _normal_form(checked, ranks=1, cpus=cpus)
+
+
+def for_executor_call(
+    mapping: Mapping[str, Any], *, template_variables: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """Bring the resources of ``executor.submit`` to normal form: ``cores=N`` is N MPI ranks.
+
+    Returns and raises as :func:`for_dask_task`.
+    """
+    checked = check_resources(mapping, template_variables=template_variables)
+    for name in ("cores", "ranks"):
+        ranks = checked.get(name) or 1
+        if ranks > 1:
+            raise ResourceError(
+                f"{name}={ranks}: at an executor this means {ranks} MPI ranks, which are not in "
+                f"this version. For {ranks} CPUs of one process ask for threads_per_core={ranks}."
+            )
+    return _normal_form(checked, ranks=1, cpus=checked.get("threads_per_core") or 1)
+
+
+def _normal_form(checked: Mapping[str, Any], *, ranks: int, cpus: int) -> dict[str, Any]:
+    normal = {name: checked.get(name) for name in _RESOURCES}
+    normal.update({name: value for name, value in checked.items() if name not in KNOWN})
+    normal["cores"] = ranks
+    normal["threads_per_core"] = cpus
+    return normal
+
+
+def task_options(mapping: Mapping[str, Any]) -> TaskOptions:
+    """Return the task options among what a user asked for.
+
+    Raises
+    ------
+    ResourceError
+        One of them has the wrong type or is out of range.
+    """
+    chosen = {
+        name: value
+        for name, value in mapping.items()
+        if name in KNOWN and KNOWN[name].scope == "task" and value is not None
+    }
+    return TaskOptions(**check_resources(chosen))
+
+
+_COMBINED = frozenset({"threads_per_core", "memory_max", "run_time_max", "job_name"})
+
+
+def can_chain(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether one job can stand for two tasks that run one after the other (normal form).
+
+    CPUs, memory and time can be combined, if both ask for them or neither does: what the batch
+    system would have given by itself is not known here. All else must be equal.
+    """
+    for name in {*first, *second}:
+        one, other = first.get(name), second.get(name)
+        if name not in _COMBINED and one != other:
+            return False
+        if name in ("memory_max", "run_time_max") and (one is None) != (other is None):
+            return False
+    return True
+
+
+def chain_resources(chain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what one job needs that runs several tasks in a row (normal form).
+
+    Memory and CPUs are the largest, time is the sum.
+
+    Raises
+    ------
+    ResourceError
+        Two of them cannot be met by one job (see :func:`can_chain`).
+    """
+    if not all(can_chain(chain[0], other) for other in chain):
+        raise ResourceError("tasks that ask for different resources cannot be one job")
+    combined = dict(chain[-1])
+    combined["threads_per_core"] = max(_given(chain, "threads_per_core"), default=1)
+    combined["memory_max"] = max(_given(chain, "memory_max"), default=None)
+    times = _given(chain, "run_time_max")
+    combined["run_time_max"] = math.fsum(times).__ceil__() if times else None
+    return combined
+
+
+def _given(chain: Iterable[Mapping[str, Any]], name: str) -> list[Any]:
+    return [item[name] for item in chain if item.get(name) is not None]
