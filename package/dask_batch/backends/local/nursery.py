@@ -1,0 +1,236 @@
+"""The warm parent of jobs: one thread, everything imported, forks on request.
+
+``python -P -m dask_batch.backends.local.nursery FD`` speaks with the queue over the socket ``FD``.
+It is told once what to import, then which jobs to start and which to signal; it tells which
+process each became and how each ended. Whatever a job leaves behind in its session is killed
+before its end is told.
+
+When the queue is gone it ends as soon as its last job has ended, and writes into the journal what
+it can no longer tell.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dask_batch.backends.local import journal, launch, processes
+from dask_batch.backends.local.processes import ProcessIdentity
+from dask_batch.backends.local.protocol import PROTOCOL_VERSION, Channel, Message
+
+__all__ = ["Nursery", "main"]
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+_WARM_MODULES = ("numpy", "h5py", "cloudpickle", "xxhash")
+
+
+@dataclass(slots=True)
+class Nursery:
+    """The state of one worker parent.
+
+    Attributes
+    ----------
+    channel
+        To the queue.
+    entry
+        What a warm job calls.
+    journal_path
+        Where to write if the queue is gone.
+    jobs
+        Job ids by pid.
+    """
+
+    channel: Channel
+    entry: str
+    journal_path: Path
+    jobs: dict[int, str] = field(default_factory=dict)
+    orphaned: bool = False
+    _wake: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
+    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+
+    def run(self) -> None:
+        """Serve until the queue is gone and no job is left."""
+        for end in self._wake:
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # only the wake-up matters
+        signal.set_wakeup_fd(self._wake[1].fileno(), warn_on_full_buffer=False)
+        self._selector.register(self._wake[0], selectors.EVENT_READ)
+        self._selector.register(self.channel, selectors.EVENT_READ)
+        while not self.orphaned or self.jobs:
+            for key, _ in self._selector.select():
+                if key.fileobj is self.channel:
+                    self._hear()
+                else:
+                    self._wake[0].recv(4096)
+            self._reap()
+
+    def _hear(self) -> None:
+        """Do what the queue asks for; notice that it is gone."""
+        try:
+            for message in self.channel.receive():
+                if message["type"] == "start":
+                    self._start(message)
+                elif message["type"] == "signal":
+                    self._signal(message["job"], message["signal"])
+        except EOFError:
+            self._be_orphaned()
+
+    def _tell(self, message: Message) -> None:
+        """Tell the queue, if it is there. It never waits for this process, so this may wait."""
+        if self.orphaned:
+            return
+        try:
+            self.channel.send_whole(message)
+        except OSError:
+            self._be_orphaned()
+
+    def _be_orphaned(self) -> None:
+        """Go on without the queue: its successor reads in the journal what runs here."""
+        if self.orphaned:
+            return
+        self.orphaned = True
+        self._selector.unregister(self.channel)
+        known = {i: p for pid, i in self.jobs.items() if (p := ProcessIdentity.of(pid))}
+        self._append(lambda: journal.append_pids(self.journal_path, known))
+
+    def _append(self, write: Any) -> None:
+        """Write into the journal; without it the jobs still end as they would."""
+        try:
+            write()
+        except OSError as error:
+            sys.stderr.write(f"the journal cannot be written: {error}\n")
+
+    def _start(self, message: Message) -> None:
+        """Fork one job."""
+        job_id: str = message["job"]
+        order = launch.Order(**message["order"] | {"argv": tuple(message["order"]["argv"])})
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        pid = os.fork()
+        if pid == 0:
+            launch.become_job(order, self.entry, self._close)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self.jobs[pid] = job_id
+        process = ProcessIdentity.of(pid)
+        started = process.started if process is not None else ""
+        self._tell({"type": "started", "job": job_id, "pid": pid, "started": started})
+
+    def _close(self) -> None:
+        """Close what a job must not inherit."""
+        self._selector.close()
+        self.channel.close()
+        for end in self._wake:
+            end.close()
+
+    def _signal(self, job_id: str, number: int) -> None:
+        """Signal a job's session, if the job has not ended: a pid that was reaped is nobody's."""
+        for pid, known in self.jobs.items():
+            if known == job_id:
+                processes.signal_session(pid, number)
+
+    def _reap(self) -> None:
+        """Wait for what has ended, clean up behind it, and tell."""
+        ended: dict[str, int] = {}
+        sessions = []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid in self.jobs:
+                ended[self.jobs.pop(pid)] = status
+                sessions.append(pid)
+        if not ended:
+            return
+        self._kill_leftovers(sessions)
+        for job_id, status in ended.items():
+            self._tell({"type": "ended", "job": job_id, "status": status})
+        if self.orphaned:
+            self._append(lambda: journal.append_exits(self.journal_path, ended))
+
+    def _kill_leftovers(self, sessions: list[int]) -> None:
+        """Kill what ended jobs have left in their sessions.
+
+        This process is a subreaper: what lost its parent is its child. So where it has no
+        children but jobs, there is nothing to look for.
+        """
+        children = processes.children()
+        if children is not None and not children - self.jobs.keys():
+            return
+        for session in sessions:
+            processes.kill_session(session)
+
+
+def _become_subreaper() -> None:
+    """Have orphaned descendants handed to this process instead of to init, where that exists."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _thread_count() -> int:
+    """Count this process's threads, those started by libraries in C included."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        import threading
+
+        return threading.active_count()
+
+
+def _warm_up(preload: list[str], entry: str) -> str:
+    """Import what jobs will need; say why this process must not fork, if so."""
+    for name in (*_WARM_MODULES, entry.partition(":")[0]):
+        importlib.import_module(name)
+    for name in preload:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a hint only: the job meets the error itself, if it imports it
+            sys.stderr.write(f"{name} is not preloaded: {error!r}\n")
+    threads = _thread_count()
+    return f"it has {threads} threads after its imports" if threads > 1 else ""
+
+
+def main(argv: list[str]) -> int:
+    """Serve the queue at the other end of a socket.
+
+    Parameters
+    ----------
+    argv
+        The program, the socket's descriptor, and options as JSON: ``version``, ``warm``,
+        ``preload``, ``entry``, ``journal``.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(argv[1])))
+    options = json.loads(argv[2])
+    if options["version"] != PROTOCOL_VERSION:
+        trouble = f"it speaks version {PROTOCOL_VERSION}, the queue {options['version']}"
+    else:
+        trouble = _warm_up(options["preload"], options["entry"]) if options["warm"] else ""
+    if trouble:
+        channel.send_whole({"type": "unfit", "reason": trouble})
+        return 0
+    _become_subreaper()
+    gc.collect()
+    gc.freeze()  # what is never freed is never written to, and stays shared with the jobs
+    os.chdir("/")
+    os.umask(0o077)
+    channel.send_whole({"type": "ready"})
+    Nursery(channel, options["entry"], Path(options["journal"])).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,132 @@
+"""From a job's resources to what the local queue has to know: :class:`~.submission.Profile`."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dask_batch.backends.base import Job
+from dask_batch.backends.local.interpreter import package_environment
+from dask_batch.backends.local.submission import Member, Profile
+from dask_batch.errors import ResourceError
+
+__all__ = ["Profiles", "check_resources"]
+
+_GB = 2**30  # as Slurm counts
+
+_MEANINGLESS = {
+    "partition": "partitions",
+    "account": "accounts",
+    "qos": "qualities of service",
+    "constraint": "node features",
+    "reservation": "reservations",
+    "slurm_cmd_args": "sbatch",
+    "job_extra_directives": "directives",
+    "submission_template": "templates",
+    "error_log_file": "second error log",
+}
+"""What there is nothing of on the local queue."""
+
+
+def cpus(resources: Mapping[str, Any]) -> int:
+    """Return how many CPUs a job takes."""
+    return int(resources.get("cores") or 1) * int(resources.get("threads_per_core") or 1)
+
+
+def memory_bytes(resources: Mapping[str, Any]) -> int:
+    """Return how much memory a job takes; 0 if it does not say."""
+    gigabytes = resources.get("memory_max")
+    return 0 if gigabytes is None else math.ceil(float(gigabytes) * _GB)
+
+
+def check_resources(job: Job, *, machine_cpus: int, machine_memory_bytes: int) -> None:
+    """Refuse what this machine cannot give.
+
+    Raises
+    ------
+    ResourceError
+        It names the job, the resource and the remedy.
+    """
+    wanted = job.resources
+    for name, things in _MEANINGLESS.items():
+        if wanted.get(name):
+            raise _refusal(job, name, f"the local queue has no {things}; leave it out")
+    if wanted.get("gpus_per_core"):
+        raise _refusal(job, "gpus_per_core", "the local queue has no GPUs; leave it out")
+    if (wanted.get("num_nodes") or 1) > 1:
+        raise _refusal(job, "num_nodes", "the local queue is one machine; leave it out")
+    if wanted.get("exclusive"):
+        raise _refusal(job, "exclusive", f"ask for all CPUs instead: cores={machine_cpus}")
+    if cpus(wanted) > machine_cpus:
+        name = "cores" if (wanted.get("cores") or 1) > 1 else "threads_per_core"
+        what = f"{cpus(wanted)} CPUs are asked for, this machine has {machine_cpus}"
+        raise _refusal(job, name, f"{what}; ask for at most that many")
+    if memory_bytes(wanted) > machine_memory_bytes:
+        there = f"this machine has {machine_memory_bytes / _GB:.4g} GB"
+        raise _refusal(job, "memory_max", f"{there}; ask for less")
+    if wanted.get("cwd") and not os.path.isdir(wanted["cwd"]):
+        raise _refusal(job, "cwd", "there is no such directory")
+    if wanted.get("python") and shutil.which(wanted["python"]) is None:
+        raise _refusal(job, "python", "there is no such program")
+
+
+def _refusal(job: Job, name: str, why: str) -> ResourceError:
+    return ResourceError(f"job {job.name}: resource {name!r} = {job.resources[name]!r}: {why}")
+
+
+class Profiles:
+    """Makes the members of one hand-over, equal jobs sharing one profile."""
+
+    def __init__(self) -> None:
+        self._environments: dict[int, dict[str, str]] = {}
+        self._profiles: dict[tuple[Any, ...], Profile] = {}
+
+    def members(self, jobs: Iterable[Job]) -> list[Member]:
+        """Return jobs as the queue takes them; all must stay alive meanwhile."""
+        positions: dict[str, int] = {}
+        members = []
+        for job in jobs:
+            parents = tuple(positions[name] for name in job.parents)
+            members.append(Member(job.name, self._profile(job), job.index, parents, job.after))
+            positions[job.name] = len(positions)
+        return members
+
+    def _profile(self, job: Job) -> Profile:
+        # Equal mappings are usually the same object; where not, only some bytes are wasted.
+        alike = (
+            *(job.definition, job.log_directory, job.working_directory, job.preload),
+            *(id(job.resources), id(job.environment)),
+        )
+        if alike not in self._profiles:
+            environment = self._environments.get(id(job.environment))
+            if environment is None:
+                environment = package_environment(job.environment)
+                self._environments[id(job.environment)] = environment
+            self._profiles[alike] = profile(job, environment)
+        return self._profiles[alike]
+
+
+def profile(job: Job, environment: Mapping[str, str]) -> Profile:
+    """Return how one job is started and what it needs."""
+    wanted = job.resources
+    prologue = wanted.get("job_script_prologue") or ""
+    return Profile(
+        definition=os.path.abspath(job.definition),
+        log_directory=os.path.abspath(job.log_directory),
+        working_directory=os.path.abspath(wanted.get("cwd") or job.working_directory),
+        environment=environment,
+        python=wanted.get("python") or sys.executable,
+        cpus=cpus(wanted),
+        memory_bytes=memory_bytes(wanted),
+        limit_memory=wanted.get("memory_max") is not None,
+        run_time_s=wanted.get("run_time_max"),
+        priority=int(wanted.get("priority") or 0),
+        prologue=prologue if isinstance(prologue, str) else "\n".join(prologue),
+        # Elsewhere system libraries do not survive a fork without exec.
+        warm=sys.platform == "linux" and not prologue and not wanted.get("python"),
+        preload=job.preload,
+    )

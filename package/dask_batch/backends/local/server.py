@@ -1,0 +1,246 @@
+"""The queue's process: one thread, one loop, detached from whoever started it.
+
+``python -P -m dask_batch.backends.local.server`` returns as soon as a queue listens, be it this
+one or another; it fails if none can be had. The queue itself is a grandchild in a session of its
+own, which holds none of the starter's files.
+
+It ends when it has had neither clients nor jobs for a while. By then it has taken away its socket,
+so whoever comes later starts another queue, which waits until this one has let go of its lock. A
+client that had just connected sees its greeting fail, and starts anew: nothing is taken from a
+client that has not been greeted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import sys
+import time
+from typing import Any
+
+from dask_batch.backends.local.housing import Housing, TakenError
+from dask_batch.backends.local.identity import QueueId
+from dask_batch.backends.local.journal import Journal
+from dask_batch.backends.local.launch import DEFAULT_ENTRY
+from dask_batch.backends.local.machine import Machine
+from dask_batch.backends.local.protocol import Channel, ProtocolError
+from dask_batch.backends.local.queue import WorkQueue
+from dask_batch.backends.local.runtime import Runtime, peer_uid
+from dask_batch.backends.local.service import Client, Service
+from dask_batch.backends.local.supervisor import Supervisor
+from dask_batch.backends.local.workers import Workers
+
+__all__ = ["Server", "main"]
+
+_LOG = logging.getLogger(__name__)
+
+IDLE_VARIABLE = "DASK_BATCH_QUEUE_IDLE_S"
+ENTRY_VARIABLE = "DASK_BATCH_QUEUE_ENTRY"
+"""For tests: ``module:function`` that warm workers call in place of the job's body."""
+
+_IDLE_S = 30.0
+_KEEP_HELD_S = 600.0
+"""How long the queue keeps jobs that nobody released when no client is left."""
+_HOUSEKEEPING_S = 60.0
+
+
+class Server:
+    """The loop: everything that reads, writes or knows the time."""
+
+    def __init__(self, housing: Housing, *, idle_s: float, entry: str) -> None:
+        self._housing, self._idle_s = housing, idle_s
+        self._selector = selectors.DefaultSelector()
+        self._clients: dict[Channel, Client] = {}
+        here, machine = QueueId.new(), Machine.here()
+        self._journal = Journal(housing.runtime.path("journal"), here)
+        self._queue = WorkQueue(cpus=machine.cpus, memory_bytes=machine.memory_bytes)
+        self._workers = Workers(
+            entry=entry,
+            journal_path=self._journal.path,
+            watch=lambda channel: self._register(channel, "worker"),
+            unwatch=self._selector.unregister,
+        )
+        self._supervisor = Supervisor(self._queue, self._workers, self._journal, here)
+        self._service = Service(
+            queue=self._queue,
+            supervisor=self._supervisor,
+            journal=self._journal,
+            here=here,
+            machine=machine,
+        )
+        self._register(housing.listener, "listener")
+        self._idle_since: float | None = None
+        self._housekeeping_at = 0.0
+        _LOG.info("queue %s serves %s", here, machine)
+
+    def _register(self, source: Any, role: str) -> None:
+        self._selector.register(source, selectors.EVENT_READ, role)
+
+    def run(self) -> None:
+        """Serve until there is nothing to serve."""
+        while not self._may_end(time.monotonic()):
+            for key, events in self._selector.select(self._timeout_s()):
+                self._react(key.fileobj, key.data, events)
+            now = time.monotonic()
+            self._supervisor.keep_limits(now)
+            self._supervisor.start_due()
+            self._workers.tidy()
+            self._spread_news()
+            self._journal.write()
+            self._watch_unsent()
+            if now >= self._housekeeping_at:
+                self._keep_house(now)
+        self._housing.leave()
+        self._workers.close()
+        _LOG.info("the queue ends")
+
+    def _react(self, source: Any, role: str, events: int) -> None:
+        """Deal with one file that is ready."""
+        if role == "listener":
+            self._accept()
+        elif role == "worker":
+            if events & selectors.EVENT_WRITE:
+                self._flush(source)
+            self._supervisor.hear(source, time.monotonic())
+        elif source in self._clients:
+            self._serve(self._clients[source])
+
+    def _flush(self, channel: Channel) -> None:
+        try:
+            channel.flush()
+        except OSError:  # reading it says that it is gone
+            return
+
+    # ---- clients ---------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        """Let a client in, if it is this user's."""
+        try:
+            connection, _ = self._housing.listener.accept()
+        except OSError as error:  # the client has gone again, or there are no descriptors left
+            _LOG.warning("a connection was lost: %s", error)
+            return
+        if peer_uid(connection) != os.getuid():
+            _LOG.warning("a connection of user %d was refused", peer_uid(connection))
+            connection.close()
+            return
+        channel = Channel(connection)
+        self._clients[channel] = Client(channel)
+        self._register(channel, "client")
+
+    def _serve(self, client: Client) -> None:
+        """Answer what a client has sent."""
+        try:
+            client.channel.flush()
+            for message in client.channel.receive():
+                answer = self._service.answer(client, message, time.monotonic())
+                if answer is not None:
+                    client.channel.send(answer)
+        except (EOFError, OSError):
+            self._drop(client)
+        except ProtocolError as error:
+            _LOG.warning("a client was sent away: %s", error)
+            self._drop(client)
+
+    def _drop(self, client: Client) -> None:
+        self._selector.unregister(client.channel)
+        del self._clients[client.channel]
+        client.channel.close()
+
+    def _spread_news(self) -> None:
+        """Tell clients, and the journal, what has changed."""
+        changed, self._queue.changed = self._queue.changed, set()
+        for number in changed:
+            job = self._queue.get(number)
+            if job is not None and job.outcome is not None:
+                self._journal.ended(number, job.name, job.outcome)
+        self._journal.write()
+        for client in list(self._clients.values()):
+            client.news |= changed & client.watched
+            try:
+                self._service.tell(client)
+            except OSError:
+                self._drop(client)
+
+    def _watch_unsent(self) -> None:
+        """Wait for room only where there is something to send."""
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, Channel):
+                events = selectors.EVENT_READ
+                if key.fileobj.unsent:
+                    events |= selectors.EVENT_WRITE
+                if events != key.events:
+                    self._selector.modify(key.fileobj, events, key.data)
+
+    # ---- time ------------------------------------------------------------------------------
+
+    def _may_end(self, now: float) -> bool:
+        """Whether there has been nothing to do for long enough."""
+        if self._service.stopping:
+            return not self._queue.can_progress
+        if self._clients or self._queue.can_progress:
+            self._idle_since = None
+            return False
+        if self._idle_since is None:
+            self._idle_since = now
+        return now - self._idle_since >= self._patience_s()
+
+    def _patience_s(self) -> float:
+        """Return how long to wait for a client: longer if there are held jobs."""
+        return max(self._idle_s, _KEEP_HELD_S) if self._queue.unfinished else self._idle_s
+
+    def _timeout_s(self) -> float:
+        """Return how long nothing will happen by itself."""
+        now = time.monotonic()
+        events = [self._housekeeping_at]
+        if self._idle_since is not None:
+            events.append(self._idle_since + self._patience_s())
+        if (limit := self._supervisor.next_event()) is not None:
+            events.append(limit)
+        return max(0.0, min(events) - now)
+
+    def _keep_house(self, now: float) -> None:
+        """See now and then that the socket is where clients look for it."""
+        self._housekeeping_at = now + _HOUSEKEEPING_S
+        before = self._housing.listener
+        if self._housing.check():
+            self._selector.unregister(before)
+            before.close()
+            self._register(self._housing.listener, "listener")
+
+
+def _detach() -> None:
+    """Go on in a child that no terminal, pipe or parent holds on to; the parent exits."""
+    if os.fork() > 0:
+        os._exit(0)
+    os.chdir("/")
+
+
+def main() -> int:
+    """Start a queue, unless there is one."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.umask(0o077)
+    runtime = Runtime.prepare()
+    try:
+        housing = Housing.enter(runtime)
+    except TakenError:
+        return 0
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(process)d %(message)s"
+    )
+    idle_s = float(os.environ.get(IDLE_VARIABLE) or _IDLE_S)
+    entry = os.environ.get(ENTRY_VARIABLE) or DEFAULT_ENTRY
+    _detach()
+    try:
+        Server(housing, idle_s=idle_s, entry=entry).run()
+    except Exception:
+        _LOG.exception("the queue has failed")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

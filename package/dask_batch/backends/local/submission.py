@@ -1,0 +1,189 @@
+"""A hand-over on the wire: small, as what many jobs have in common is sent once, and checked.
+
+A hand-over comes in parts, each a message with any of ``environments`` (objects of strings),
+``profiles`` (:class:`Profile` as objects, ``environment`` a position in the former) and ``jobs``
+(lists ``[name, profile, index, parents, after]``). Nothing of it counts before the last message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dask_batch.backends.local.protocol import Message, ProtocolError
+from dask_batch.backends.local.queue import Demand
+
+__all__ = ["Member", "Profile", "Staged", "parts"]
+
+_MAX_JOBS = 2_000_000
+_MAX_TEXT = 2**20
+_JOBS_PER_PART = 5_000
+_PROFILES_PER_PART = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What jobs of a hand-over have in common: how to start them and what they need."""
+
+    definition: str
+    log_directory: str
+    working_directory: str
+    environment: Mapping[str, str]
+    python: str
+    cpus: int = 1
+    memory_bytes: int = 0
+    limit_memory: bool = False
+    run_time_s: float | None = None
+    priority: int = 0
+    prologue: str = ""
+    warm: bool = True
+    """Whether it may be forked from a warm parent."""
+    preload: tuple[str, ...] = ()
+
+    def demand(self, group: str | None) -> Demand:
+        """Return what a job takes of the machine."""
+        return Demand(self.cpus, self.memory_bytes, self.priority, group)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One job of a hand-over. ``parents`` are positions in it; ``after`` are job ids."""
+
+    name: str
+    profile: Profile
+    index: int
+    parents: tuple[int, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+def parts(members: Iterable[Member]) -> Iterator[Message]:
+    """Yield the messages that bring a hand-over to the queue, :class:`Staged` reads them."""
+    environments: dict[int, int] = {}
+    profiles: dict[int, int] = {}
+    message: Message = {"type": "part", "environments": [], "profiles": [], "jobs": []}
+    for member in members:
+        profile = member.profile
+        if id(profile.environment) not in environments:
+            environments[id(profile.environment)] = len(environments)
+            message["environments"].append(dict(profile.environment))
+        if id(profile) not in profiles:
+            profiles[id(profile)] = len(profiles)
+            wire = asdict(profile) | {"environment": environments[id(profile.environment)]}
+            message["profiles"].append(wire)
+        message["jobs"].append(
+            [member.name, profiles[id(profile)], member.index, member.parents, member.after]
+        )
+        if _full(message):
+            yield message
+            message = {"type": "part", "environments": [], "profiles": [], "jobs": []}
+    yield message
+
+
+def _full(message: Message) -> bool:
+    """Whether a part is large enough to be sent."""
+    return bool(
+        message["environments"]
+        or len(message["profiles"]) >= _PROFILES_PER_PART
+        or len(message["jobs"]) >= _JOBS_PER_PART
+    )
+
+
+@dataclass(slots=True)
+class Staged:
+    """The parts of a hand-over that have come so far."""
+
+    environments: list[dict[str, str]] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+
+    def add(self, message: Message) -> None:
+        """Take in a part.
+
+        Raises
+        ------
+        ProtocolError
+            Something in it is not what it must be.
+        """
+        for environment in _list(message.get("environments", [])):
+            self.environments.append(_environment(environment))
+        for wire in _list(message.get("profiles", [])):
+            self.profiles.append(self._profile(wire))
+        for wire in _list(message.get("jobs", [])):
+            self.members.append(self._member(wire))
+        if len(self.members) > _MAX_JOBS:
+            raise ProtocolError(f"a hand-over of more than {_MAX_JOBS} jobs")
+
+    def _profile(self, wire: Any) -> Profile:
+        if not isinstance(wire, dict):
+            raise ProtocolError("a profile is not an object")
+        texts = {
+            name: _text(wire.get(name))
+            for name in ("definition", "log_directory", "working_directory", "python", "prologue")
+        }
+        run_time_s = wire.get("run_time_s")
+        return Profile(
+            environment=self._at(self.environments, wire.get("environment")),
+            cpus=_whole(wire.get("cpus"), least=1),
+            memory_bytes=_whole(wire.get("memory_bytes")),
+            limit_memory=wire.get("limit_memory") is True,
+            run_time_s=None if run_time_s is None else _seconds(run_time_s),
+            priority=_whole(wire.get("priority"), least=-(2**53)),
+            warm=wire.get("warm") is True,
+            preload=tuple(_text(name) for name in _list(wire.get("preload"))),
+            **texts,
+        )
+
+    def _member(self, wire: Any) -> Member:
+        if not isinstance(wire, list) or len(wire) != 5:
+            raise ProtocolError("a job is not a list of five")
+        name, profile, index, parents, after = wire
+        return Member(
+            name=_text(name),
+            profile=self._at(self.profiles, profile),
+            index=_whole(index),
+            parents=tuple(_whole(parent) for parent in _list(parents)),
+            after=tuple(_text(job_id) for job_id in _list(after)),
+        )
+
+    @staticmethod
+    def _at(items: list[Any], position: Any) -> Any:
+        """Return what a part refers to."""
+        if _whole(position) >= len(items):
+            raise ProtocolError(f"there is no item {position}")
+        return items[position]
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ProtocolError(f"{value!r:.80} is not a list")
+    return value
+
+
+def _text(value: Any) -> str:
+    """Check a string that is to become a path, an argument or a variable."""
+    if not isinstance(value, str) or "\0" in value or len(value) > _MAX_TEXT:
+        raise ProtocolError(f"{value!r:.80} is not a string that the system takes")
+    return value
+
+
+def _whole(value: Any, *, least: int = 0) -> int:
+    if type(value) is not int or not least <= value < 2**63:
+        raise ProtocolError(f"{value!r:.80} is not a whole number from {least}")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e12:
+        raise ProtocolError(f"{value!r:.80} is not a time")
+    return float(value)
+
+
+def _environment(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ProtocolError("an environment is not an object")
+    for name, text in value.items():
+        if not _text(name) or "=" in name:
+            raise ProtocolError(f"{name!r:.80} is no name of a variable")
+        _text(text)
+    return value
