@@ -54,6 +54,7 @@ __all__ = [
     "NoOutputTaskError",
     "NodeFailureTaskError",
     "OutOfMemoryTaskError",
+    "OutdatedInputWarning",
     "PreemptedTaskError",
     "RemoteError",
     "RemoteTraceback",
@@ -64,6 +65,7 @@ __all__ = [
     "TemplateError",
     "TimeoutTaskError",
     "TooManyJobsError",
+    "UncacheableWarning",
     "UnstorableResultError",
 ]
 
@@ -155,7 +157,14 @@ class SubmissionError(BackendError, subprocess.CalledProcessError):
         As in :class:`subprocess.CalledProcessError`; ``output`` holds the command's own words.
     script : Path or None
         The job script that was refused, kept for a look.
+    job_name : str
+        The name of the refused job.
+    key : str
+        The key of its task.
     """
+
+    job_name: str = ""
+    key: str = ""
 
     def __init__(
         self,
@@ -177,10 +186,7 @@ class SubmissionError(BackendError, subprocess.CalledProcessError):
         return f"{text}\n{self.advice}" if self.advice else text
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.returncode, self.cmd, self.output), {
-            "script": self.script,
-            "advice": self.advice,
-        }
+        return type(self), (self.returncode, self.cmd, self.output), dict(self.__dict__)
 
 
 class TaskError(BatchError, RuntimeError):
@@ -323,7 +329,15 @@ class ChangedSinceSubmissionError(TaskError):
     default_advice = "Compute again: the task is hashed anew, and runs on what is there now."
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - not an error itself: the text behind one
+class UncacheableWarning(UserWarning):
+    """A task has no stable content: it runs, and will run again next time."""
+
+
+class OutdatedInputWarning(UserWarning):
+    """A result was found whose argument names a file that is newer than it."""
+
+
+class RemoteTraceback(Exception):
     """The traceback of an exception in a job, as text; the ``__cause__`` of what is raised here."""
 
     def __init__(self, text: str) -> None:

@@ -94,6 +94,9 @@ class Backend(Protocol):
     name: str
     """As in ``backend=``, in claims and in ``status``."""
 
+    shared: bool
+    """Whether others ask the same batch system, so that it must be asked politely."""
+
     default_max_jobs: int | None
     """The bound of ``max_jobs`` when the user gave none."""
 
@@ -148,7 +151,10 @@ class Backend(Protocol):
         """End jobs, waiting or running. Unknown and ended ids are no error."""
 
     def wait(self, timeout_s: float) -> None:
-        """Return after ``timeout_s``, or earlier when there may be news of a job."""
+        """Return after ``timeout_s``, or earlier on news of a job or a call of :meth:`wake`."""
+
+    def wake(self) -> None:
+        """End a :meth:`wait` of another thread, or the next one. The one method for any thread."""
 
     def close(self) -> None:
         """Let go of connections. Jobs go on."""

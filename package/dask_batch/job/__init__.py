@@ -1,1 +1,1 @@
-"""What runs inside a job. Imports the cache, the travelled code and the words; nothing of a client."""
+"""What runs inside a job: it imports the cache and what travelled, nothing of a client."""

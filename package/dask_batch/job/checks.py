@@ -75,8 +75,11 @@ def failed_input(cache: Cache, key: str, generation: int | None) -> FailedInput 
     if end is None:
         return None
     root = end.get("root") or key
-    return FailedInput(root, f"it depends on {end.get('function', '')} {root[:12]}, which failed: "
-                       f"{end.get('message', '')}")
+    return FailedInput(
+        root,
+        f"it depends on {end.get('function', '')} {root[:12]}, which failed: "
+        f"{end.get('message', '')}",
+    )
 
 
 def starter_is_dead(start: Mapping[str, Any]) -> bool:

@@ -61,7 +61,7 @@ def main(definition_path: str, index: int) -> int:
     return Attempt(cache, read_definition(path, index)).run()
 
 
-class _Ended(Exception):  # noqa: N818 - a way out, not an error
+class _Ended(Exception):
     """The attempt is over without a result; carries the fields of its end record."""
 
     def __init__(self, outcome: str, message: str, **fields: Any) -> None:
@@ -91,7 +91,8 @@ class Attempt:
         try:
             self._check()
             self._await_inputs()
-            enter(self.common, cpus=self.header["cpus"])
+            surroundings = self.common["surroundings"][self.header["surroundings"]]
+            enter(surroundings, cpus=self.header["cpus"])
             value = self._call()
             self._check_files()
             self._publish(value)

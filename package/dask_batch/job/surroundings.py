@@ -28,17 +28,17 @@ def job_id() -> str:
     return next((os.environ[name] for name in _BACKEND_IDS if os.environ.get(name)), "")
 
 
-def enter(common: Mapping[str, Any], *, cpus: int) -> None:
+def enter(surroundings: Mapping[str, Any], *, cpus: int) -> None:
     """Take over the client's working directory, umask and module path; tame Dask.
 
     The cache's own files do not follow the umask: they are made owner-only, whatever it is.
     """
     os.environ[JOB_VARIABLE] = job_id() or "unknown"
-    os.umask(int(common["umask"]))
-    os.chdir(common["working_directory"])
+    os.umask(int(surroundings["umask"]))
+    os.chdir(surroundings["working_directory"])
     # Behind the job's own entries: the client's path must not replace what this interpreter has.
     present = set(sys.path)
-    sys.path.extend(entry for entry in common["module_path"] if entry not in present)
+    sys.path.extend(entry for entry in surroundings["module_path"] if entry not in present)
     _quiet_dask(cpus)
 
 

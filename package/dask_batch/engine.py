@@ -1,0 +1,312 @@
+"""The engine: where both doors meet. It takes prepared jobs, hands them over, and follows them.
+
+One thread does all of it, so there is one order of events and nothing to lock between them::
+
+    requests ──> hand over ──> watch: look, judge, resolve futures
+                                 ^                        │
+                                 └─ wait (a wake ends it)─┘
+
+Whatever goes wrong in this thread reaches the futures: an engine never falls silent.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dask_batch.backends.base import Backend
+from dask_batch.cache.store import Cache
+from dask_batch.errors import SubmissionError
+from dask_batch.failures import dependency_failure
+from dask_batch.future import BatchFuture
+from dask_batch.handover import Handed, HandOver
+from dask_batch.preparation import PreparedJob
+from dask_batch.watch import Observer, Watch
+
+__all__ = ["Engine", "Request"]
+
+logger = logging.getLogger(__name__)
+
+_GATHER_S = 0.01
+"""Calls of ``submit`` that come within this time share one hand-over."""
+
+
+@dataclass(slots=True)
+class Request:
+    """Jobs that a caller wants to be run, and the futures that wait for them.
+
+    Attributes
+    ----------
+    jobs
+        In an order in which parents come first.
+    futures
+        Each with its key.
+    observe
+        Called in the engine's thread with ``"started"`` or ``"finished"`` and a key.
+    told
+        Called in the engine's thread with what the hand-over came to.
+    gather
+        Whether to wait a moment for more requests.
+    """
+
+    jobs: Sequence[PreparedJob]
+    futures: Sequence[BatchFuture]
+    observe: Observer | None = None
+    told: Callable[[Handed], None] | None = None
+    gather: bool = False
+
+
+class Engine:
+    """Runs prepared jobs on one backend, for one cache.
+
+    Parameters
+    ----------
+    hand_over
+        Hands prepared jobs over.
+    watch
+        Follows them.
+    """
+
+    def __init__(self, hand_over: HandOver, watch: Watch) -> None:
+        self.backend: Backend = watch.backend
+        self.cache: Cache = watch.cache
+        self._hand_over = hand_over
+        self._watch = watch
+        self._requests: list[Request] = []
+        self._commands: list[Callable[[], None]] = []
+        self._changed = threading.Condition()
+        self._busy = False
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    # ---- for any thread --------------------------------------------------------------------
+
+    def request(self, request: Request) -> None:
+        """Take a request. Its futures resolve, or fail, whatever happens."""
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._requests.append(request)
+            self._ensure_thread()
+            self._changed.notify_all()
+        self.backend.wake()
+
+    def forget(self, future: BatchFuture) -> None:
+        """Stop waiting for a future; its job is cancelled when nothing else wants it."""
+        self._command(functools.partial(self._watch.forget, future))
+
+    def flush(self) -> None:
+        """Return when everything requested so far has been handed over."""
+        with self._changed:
+            while (self._requests or self._busy) and self._alive():
+                self._changed.wait(1.0)
+
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        with self._changed:
+            return not (self._requests or self._busy or self._watch.entries)
+
+    def cancel_waiting(self) -> None:
+        """Cancel every task whose job has not started; return when that is done."""
+        self.flush()
+        self._command(functools.partial(self._watch.cancel, waiting_only=True), wait=True)
+
+    def cancel_all(self) -> None:
+        """Cancel every task, running ones too; return when that is done."""
+        self._command(self._cancel_all, wait=True)
+
+    def close(self) -> None:
+        """Take no more requests, and end when nothing is under way any more."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self.backend.wake()
+
+    def join(self) -> None:
+        """Wait for the thread to end; after :meth:`close`."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def job_id(self, key: str) -> str | None:
+        """Return the id of the job of a key that is or was under way here."""
+        standing = self._watch.known.get(key)
+        return standing.job_id if standing is not None else None
+
+    def log_stem(self, key: str) -> Path | None:
+        """Return where the logs of a key are, without ``.out`` or ``.err``."""
+        standing = self._watch.known.get(key)
+        return standing.log_stem if standing is not None else None
+
+    def _command(self, command: Callable[[], None], *, wait: bool = False) -> None:
+        """Have something done in the engine's thread."""
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                command()
+            finally:
+                done.set()
+
+        with self._changed:
+            if not self._alive():
+                return
+            self._commands.append(run)
+            self._changed.notify_all()
+        self.backend.wake()
+        if wait and threading.current_thread() is not self._thread:
+            while not done.wait(1.0) and self._alive():
+                pass
+
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _ensure_thread(self) -> None:
+        if not self._alive():
+            # A daemon: an interpreter that ends does not wait for jobs, which go on without it.
+            self._thread = threading.Thread(target=self._run, name="dask-batch", daemon=True)
+            self._thread.start()
+
+    # ---- the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._take_turn():
+                pass
+        except BaseException as error:
+            logger.exception("the engine failed; the jobs that it handed over go on")
+            self._break(error)
+        finally:
+            self._hand_over.standings.close()
+            self.backend.close()
+
+    def _take_turn(self) -> bool:
+        """Do what is to be done now, then wait; False at the end."""
+        with self._changed:
+            entries = self._watch.entries
+            while not (self._requests or self._commands or entries or self._closing):
+                self._changed.wait()
+            if not (self._requests or self._commands or entries):
+                return False
+            if self._requests and all(r.gather for r in self._requests) and not self._closing:
+                self._changed.wait(_GATHER_S)
+            requests, self._requests = self._requests, []
+            commands, self._commands = self._commands, []
+            self._busy = True
+        try:
+            if requests:
+                self._take(requests)
+            for command in commands:
+                command()
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+        if entries:
+            self._watch.look()
+        if entries and not (self._requests or self._commands):
+            self.backend.wait(self._watch.look_s)
+        return True
+
+    def _break(self, error: BaseException) -> None:
+        """Fail every future there is: nobody must wait for a thread that has ended."""
+        with self._changed:
+            requests, self._requests = self._requests, []
+            self._closing = True
+            self._changed.notify_all()
+        for request in requests:
+            self._fail_request(request, error)
+        self._watch.break_off(error)
+
+    # ---- hand-over -------------------------------------------------------------------------
+
+    def _take(self, requests: list[Request]) -> None:
+        """Hand over the jobs of some requests; a refused one does not take the others along."""
+        requests = [r for r in requests if not r.futures or not all(f.done() for f in r.futures)]
+        while requests:
+            jobs = list({job.key: job for request in requests for job in request.jobs}.values())
+            pending = {key: entry.standing for key, entry in self._watch.entries.items()}
+            try:
+                handed = self._hand_over(jobs, pending)
+            except SubmissionError as error:
+                requests = self._refused(requests, error)
+            except Exception as error:
+                for request in requests:
+                    self._fail_request(request, error)
+                return
+            else:
+                self._begin(requests, jobs, handed)
+                return
+
+    def _refused(self, requests: list[Request], error: SubmissionError) -> list[Request]:
+        """Fail the request whose job was refused and those that need it; return the others."""
+        culprit = next((r for r in requests if self._names(r, error)), None)
+        if culprit is None:
+            for request in requests:
+                self._fail_request(request, error)
+            return []
+        self._fail_request(culprit, error)
+        failed = {job.key for job in culprit.jobs}
+        kept = []
+        for request in requests:
+            if request is culprit:
+                continue
+            if any(job.inputs & failed for job in request.jobs):
+                failed |= {job.key for job in request.jobs}
+                self._fail_dependents(request, error, next(iter(culprit.jobs)))
+            else:
+                kept.append(request)
+        return kept
+
+    def _names(self, request: Request, error: SubmissionError) -> bool:
+        return any(job.key == error.key for job in request.jobs)
+
+    def _fail_request(self, request: Request, error: BaseException) -> None:
+        for future in request.futures:
+            future._fail(error)
+
+    def _fail_dependents(
+        self, request: Request, error: BaseException, culprit: PreparedJob
+    ) -> None:
+        for future in request.futures:
+            future._fail(
+                dependency_failure(
+                    error,
+                    key=future.key,
+                    function="",
+                    root=culprit.key,
+                    root_function=culprit.function,
+                )
+            )
+
+    def _begin(self, requests: list[Request], jobs: list[PreparedJob], handed: Handed) -> None:
+        """Follow what is under way, resolve what is there."""
+        functions = {job.key: job.function for job in jobs}
+        submitted = set(handed.submitted)
+        for key, standing in handed.under_way.items():
+            ours = standing.job_id in submitted
+            self._watch.add(standing, functions.get(key, ""), ours=ours)
+        for job in jobs:
+            self._watch.link(job.key, job.inputs)
+        for request in requests:
+            if request.told is not None:
+                request.told(handed)
+            if request.observe is not None:
+                for job in request.jobs:
+                    self._watch.observe(job.key, request.observe)
+            for future in request.futures:
+                self._watch.attach(future)
+
+    def _cancel_all(self) -> None:
+        """Cancel what is under way and what has not been handed over."""
+        with self._changed:
+            requests, self._requests = self._requests, []
+        for request in requests:
+            for future in request.futures:
+                future._cancel_running()
+                future._claim()
+        self._watch.cancel(waiting_only=False)

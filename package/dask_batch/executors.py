@@ -1,0 +1,239 @@
+"""The executors: one door for plain calls, and a Dask scheduler each."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dask_batch.config import Options, resolve
+from dask_batch.future import BatchFuture
+from dask_batch.session import Session, open_session
+
+__all__ = ["BatchExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
+
+
+class BatchExecutor(concurrent.futures.Executor):
+    """What the executors share: calls and graphs become jobs of one batch system.
+
+    An executor is also a Dask scheduler: ``dask.compute(x, scheduler=executor)``.
+
+    Parameters
+    ----------
+    max_workers
+        How many jobs of this executor may run at the same time; None: as many as the batch system
+        lets.
+    cache_directory
+        Where results are kept. Default: Dask's setting ``batch.cache-directory``.
+    resource_dict
+        Resources of every call that does not say otherwise. It is not changed.
+    **options
+        Any other option of Dask's section ``batch``, with underscores: ``resource_rules``,
+        ``max_jobs``, ``fuse``, ``key_versions``, ... See ``docs/configuration.md``.
+
+    Raises
+    ------
+    ConfigurationError
+        An option or a resource is unknown or makes no sense.
+    CacheError
+        The cache directory cannot be used.
+    BackendUnavailableError
+        The batch system is not there.
+    """
+
+    backend: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        cache_directory: str | Path | None = None,
+        resource_dict: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if max_workers is not None and max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        self._options: Options = resolve(
+            backend=self.backend,
+            cache_directory=cache_directory,
+            resource_dict=resource_dict,
+            max_workers=max_workers,
+            **options,
+        )
+        self._session: Session = open_session(self._options)
+        self._shut_down = False
+        # Without shutdown the jobs go on, and so do the futures as long as the process lives.
+        self._finalizer = weakref.finalize(self, self._session.engine.close)
+        self._finalizer.atexit = False
+
+    # ---- concurrent.futures ------------------------------------------------------------------
+
+    def submit(  # type: ignore[override]
+        self,
+        fn: Any,
+        /,
+        *args: Any,
+        resource_dict: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> BatchFuture:
+        """Hand in a call; it becomes a job, unless its result is in the cache already.
+
+        Parameters
+        ----------
+        fn
+            Any callable that can be pickled; the user's own code travels with it.
+        *args, **kwargs
+            Its arguments. Futures may stand anywhere in them.
+        resource_dict
+            Resources of this call; they prevail over the executor's.
+
+        Returns
+        -------
+        BatchFuture
+            Equal calls are one task, with a future each.
+
+        Raises
+        ------
+        ResourceError, TemplateError
+            An unknown resource, or a template that does not render.
+        RuntimeError
+            The executor has been shut down.
+        """
+        if self._shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        return self._session.call(fn, args, kwargs, resource_dict or {})
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls.
+
+        ================  =======================================================================
+        wait, cancel      what happens
+        ================  =======================================================================
+        True, False       waits for all; what leaving ``with`` does
+        True, True        cancels what has not started, waits for the rest
+        False, True       cancels everything of this executor, running jobs too
+        False, False      returns once all is handed over; jobs and futures go on
+        ================  =======================================================================
+
+        Parameters
+        ----------
+        wait, cancel_futures
+            See the table.
+        """
+        self._shut_down = True
+        self._session.close(wait=wait, cancel=cancel_futures)
+
+    # ---- Dask --------------------------------------------------------------------------------
+
+    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Compute a graph: the contract of Dask's schedulers."""
+        return self.get(dsk, keys, **kwargs)
+
+    def get(
+        self,
+        dsk: Any,
+        keys: Any,
+        *,
+        resource_dict: Mapping[str, Any] | None = None,
+        refresh: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute a graph and return the results in the shape of ``keys``.
+
+        Parameters
+        ----------
+        dsk, keys
+            What Dask hands to a scheduler.
+        resource_dict
+            Resources of this graph's tasks; annotations prevail over them.
+        refresh
+            Run everything again, and publish the new results.
+        **kwargs
+            What callers pass to Dask's own schedulers is accepted and has no meaning here.
+        """
+        if self._shut_down:
+            raise RuntimeError("cannot compute after shutdown")
+        from dask_batch.get import check_foreign_options, wait_for
+
+        check_foreign_options(kwargs)
+        return wait_for(self._session, dsk, keys, resource_dict or {}, refresh=refresh)
+
+    def compute(
+        self,
+        *collections: Any,
+        resource_dict: Mapping[str, Any] | None = None,
+        refresh: bool = False,
+        optimize_graph: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Hand in Dask collections and return at once.
+
+        Parameters
+        ----------
+        *collections
+            Arrays, dataframes, bags, delayed objects.
+        resource_dict, refresh
+            As in :meth:`get`.
+        optimize_graph
+            As in :func:`dask.compute`.
+
+        Returns
+        -------
+        BatchFuture or list of BatchFuture
+            One for one collection, a list for several.
+        """
+        if self._shut_down:
+            raise RuntimeError("cannot compute after shutdown")
+        from dask_batch.get import capture
+
+        dsk, keys = capture(collections, optimize_graph=optimize_graph, **kwargs)
+        futures = self._session.graph(dsk, keys, resource_dict or {}, refresh=refresh).futures()
+        return futures[0] if len(collections) == 1 else futures
+
+    @contextlib.contextmanager
+    def as_default(self) -> Iterator[BatchExecutor]:
+        """Make this executor Dask's scheduler within a ``with`` block."""
+        import dask
+
+        with dask.config.set(scheduler=self.get):
+            yield self
+
+    # ---- about it ----------------------------------------------------------------------------
+
+    def job_script(self, resource_dict: Mapping[str, Any] | None = None) -> str:
+        """Return the script that a call with these resources would be submitted with."""
+        return self._session.script(resource_dict or {})
+
+    def get_cache_data(self) -> list[dict[str, Any]]:
+        """Return what the cache knows of every result: see :func:`dask_batch.get_cache_data`."""
+        from dask_batch.runs import get_cache_data
+
+        return get_cache_data(self._session.cache.path)
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where the results are."""
+        return self._session.cache.path
+
+    def __reduce__(self) -> Sequence[Any] | str:  # type: ignore[override]
+        raise TypeError(
+            f"a {type(self).__name__} cannot travel into a job; create one inside the function"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} cache={str(self.cache_directory)!r}>"
+
+
+class SingleNodeExecutor(BatchExecutor):
+    __doc__ = BatchExecutor.__doc__
+
+    backend: ClassVar[str] = "local"
+
+
+class SlurmClusterExecutor(BatchExecutor):
+    __doc__ = BatchExecutor.__doc__
+
+    backend: ClassVar[str] = "slurm"

@@ -1,0 +1,161 @@
+"""From verdict to exception: what a caller is told."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dask_batch.code import pickling
+from dask_batch.errors import (
+    CancelledTaskError,
+    ChangedSinceSubmissionError,
+    DependencyFailedError,
+    DiedTaskError,
+    NodeFailureTaskError,
+    NoOutputTaskError,
+    OutOfMemoryTaskError,
+    PreemptedTaskError,
+    RemoteError,
+    RemoteTraceback,
+    TaskError,
+    TimeoutTaskError,
+    UnstorableResultError,
+)
+from dask_batch.follow import Outcome, Verdict
+
+__all__ = ["dependency_failure", "failure_of", "tail_of"]
+
+_TAIL_LINES = 20
+_TAIL_BYTES = 8192
+
+_ERRORS: Mapping[Outcome, type[TaskError]] = {
+    Outcome.TIMEOUT: TimeoutTaskError,
+    Outcome.OUT_OF_MEMORY: OutOfMemoryTaskError,
+    Outcome.NODE_FAILURE: NodeFailureTaskError,
+    Outcome.PREEMPTED: PreemptedTaskError,
+    Outcome.CANCELLED: CancelledTaskError,
+    Outcome.DIED: DiedTaskError,
+    Outcome.NO_OUTPUT: NoOutputTaskError,
+    Outcome.UNSTORABLE: UnstorableResultError,
+    Outcome.DEPENDENCY: DependencyFailedError,
+    Outcome.CHANGED: ChangedSinceSubmissionError,
+    Outcome.EXCEPTION: DiedTaskError,
+}
+
+
+def failure_of(
+    verdict: Verdict,
+    *,
+    key: str,
+    function: str,
+    job_id: str | None,
+    state: str,
+    log: Path | None,
+    end: Mapping[str, Any] | None,
+) -> BaseException:
+    """Return the exception that a verdict other than *done* becomes.
+
+    Parameters
+    ----------
+    verdict
+        What was concluded.
+    key, function, job_id, state, log
+        What the error will carry: see :class:`~dask_batch.errors.TaskError`.
+    end
+        The attempt's own end record, if it left one.
+
+    Returns
+    -------
+    BaseException
+        For an exception of the user's function, that exception itself, with its remote traceback
+        as ``__cause__``; a :class:`~dask_batch.errors.RemoteError` that stands in for it where it
+        cannot be unpickled; else a leaf of :class:`~dask_batch.errors.TaskError`.
+    """
+    if verdict.outcome is Outcome.EXCEPTION and end is not None:
+        return _users_own(end, key=key, function=function, job_id=job_id, log=log)
+    error = _ERRORS[verdict.outcome](
+        f"{function or 'a task'}: {verdict.message}",
+        key=key,
+        function=function,
+        job_id=job_id,
+        state=state,
+        evidence=verdict.evidence,
+        log=log,
+        tail=tail_of(log),
+    )
+    if isinstance(error, DependencyFailedError) and end is not None:
+        error.root = str(end.get("root", ""))
+    if end is not None and end.get("traceback"):
+        error.__cause__ = RemoteTraceback(str(end["traceback"]))
+    return error
+
+
+def _users_own(
+    end: Mapping[str, Any], *, key: str, function: str, job_id: str | None, log: Path | None
+) -> BaseException:
+    """Rebuild the exception that the user's function raised."""
+    error = _unpickled(end)
+    error.__cause__ = RemoteTraceback(str(end.get("traceback", "")))
+    where = f"raised in {function or 'a task'} (key {key[:12]}"
+    where += f", job {job_id}" if job_id else ""
+    where += f", on {end['host']})" if end.get("host") else ")"
+    error.add_note(where)
+    if log is not None:
+        error.add_note(f"log: {log}")
+    return error
+
+
+def _unpickled(end: Mapping[str, Any]) -> BaseException:
+    """Unpickle an exception, or stand in for it: its class may refuse, or be unknown here."""
+    message = str(end.get("message", ""))
+    name = str(end.get("exception_type", ""))
+    pickled = end.get("exception")
+    if pickled is None:
+        if end.get("exception_lost"):
+            message += f"\n(it could not be pickled: {end['exception_lost']})"
+        return RemoteError(message, name)
+    try:
+        error = pickling.loads(base64.b64decode(pickled), ())
+    except (Exception, binascii.Error) as refusal:
+        return RemoteError(f"{message}\n(it cannot be unpickled here: {refusal!r})", name)
+    if isinstance(error, BaseException):
+        return error
+    return RemoteError(message, name)
+
+
+def dependency_failure(
+    cause: BaseException, *, key: str, function: str, root: str, root_function: str
+) -> DependencyFailedError:
+    """Return the error of a task that did not run because another one failed."""
+    error = DependencyFailedError(
+        f"{function or 'a task'} did not run: it depends on {root_function or 'a task'} "
+        f"({root[:12]}), which failed: {_first_line(cause)}",
+        key=key,
+        function=function,
+        evidence="the failure of the task that it depends on",
+    )
+    error.root = root
+    error.__cause__ = cause
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def tail_of(log: Path | None) -> str:
+    """Return the last lines of a log file; empty where there is none."""
+    if log is None:
+        return ""
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-_TAIL_LINES:])

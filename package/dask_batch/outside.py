@@ -1,0 +1,139 @@
+"""What stays outside a task's pickle: results that it needs, and large arguments.
+
+A future in the arguments becomes the key of its result; a large array becomes an entry of the
+cache of its own, stored once however many tasks have it among their arguments. The job loads both
+from the cache.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Any
+
+from dask_batch.cache.store import Cache
+from dask_batch.code import pickling
+from dask_batch.code.pickling import Pickled
+from dask_batch.future import BatchFuture
+from dask_batch.graph.content import ContentHasher
+from dask_batch.graph.keys import Referenced
+
+__all__ = ["LARGE_BYTES", "NotYet", "Outside", "ParentFailed"]
+
+LARGE_BYTES = 1 << 20
+"""An array or a string of bytes at least this large becomes an entry of its own."""
+
+
+class NotYet(BaseException):
+    """A future in the arguments has not ended: the call cannot be hashed before it has.
+
+    Not an ``Exception``: the hash goes through users' ``__reduce__``, whose errors it explains.
+    """
+
+    def __init__(self, future: concurrent.futures.Future[Any]) -> None:
+        super().__init__(future)
+        self.future = future
+
+
+class ParentFailed(BaseException):
+    """A future in the arguments has failed or was cancelled."""
+
+    def __init__(self, future: concurrent.futures.Future[Any], error: BaseException) -> None:
+        super().__init__(future, error)
+        self.future = future
+        self.error = error
+
+
+class Outside:
+    """Finds what stays outside, while tasks are hashed and then pickled.
+
+    Parameters
+    ----------
+    cache
+        Where results and large arguments are.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self._keys: dict[int, tuple[Any, str]] = {}  # by id; the object is kept, so ids stay true
+        self._referenced: set[str] = set()
+
+    # ---- while hashing -----------------------------------------------------------------------
+
+    def reference(self, value: Any) -> Referenced | None:
+        """Tell which result an object stands for: see :class:`~dask_batch.graph.keys.Keys`.
+
+        Raises
+        ------
+        NotYet, ParentFailed
+            About a future.
+        """
+        if not isinstance(value, concurrent.futures.Future):
+            return None
+        if isinstance(value, BatchFuture) and value.key and value.cache is not None:
+            return self._our_own(value, value.cache)
+        key = self._entry(_outcome(value))
+        self._keys[id(value)] = (value, key)
+        return Referenced(key)
+
+    def _our_own(self, future: BatchFuture, home: Cache) -> Referenced:
+        """Take a future of a task by its key, whether it has ended or not."""
+        if future.done():
+            _check(future)
+        if home.path != self.cache.path and not self.cache.present((future.key,)):
+            self.cache.publish(future.key, _outcome(future), home.attributes(future.key))
+        self._keys[id(future)] = (future, future.key)
+        return Referenced(future.key, future.ephemeral)
+
+    # ---- while pickling ----------------------------------------------------------------------
+
+    def dumps(
+        self, value: Any, where: str, hasher: ContentHasher
+    ) -> tuple[Pickled, frozenset[str]]:
+        """Pickle; return the bytes, and the keys of the entries that they refer to."""
+        self._referenced = set()
+
+        def persistent_id(part: Any) -> tuple[str, str] | None:
+            known = self._keys.get(id(part))
+            if known is None:
+                if _plain_size(part) < LARGE_BYTES:
+                    return None
+                known = part, self._entry(part, hasher)
+                self._keys[id(part)] = known
+            self._referenced.add(known[1])
+            return "result", known[1]
+
+        pickled = pickling.dumps(value, persistent_id=persistent_id, where=where)
+        return pickled, frozenset(self._referenced)
+
+    def _entry(self, value: Any, hasher: ContentHasher | None = None) -> str:
+        """Make a value an entry of the cache, unless it is one; return its key."""
+        content = (hasher or ContentHasher()).content(value)
+        key = ContentHasher.mix("value", content.digest).hex()
+        if not self.cache.present((key,)):
+            self.cache.publish(key, value, {"kind": "value", "function": "an argument"})
+        return key
+
+
+def _outcome(future: concurrent.futures.Future[Any]) -> Any:
+    if not future.done():
+        raise NotYet(future)
+    _check(future)
+    return future.result()
+
+
+def _check(future: concurrent.futures.Future[Any]) -> None:
+    if future.cancelled():
+        raise ParentFailed(future, concurrent.futures.CancelledError())
+    error = future.exception()
+    if error is not None:
+        raise ParentFailed(future, error)
+
+
+def _plain_size(value: Any) -> int:
+    """Return the size in bytes of plain arrays and bytes; 0 for anything else."""
+    kind = type(value)
+    if kind is bytes:
+        return len(value)
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.dtype.hasobject:
+        return int(value.nbytes)
+    return 0

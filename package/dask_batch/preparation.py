@@ -1,0 +1,323 @@
+"""What happens in the calling thread: a graph or a call becomes jobs that are ready to go.
+
+Keys and bytes are taken together, here, before control returns to the caller: what is edited or
+mutated afterwards changes neither. A prepared job holds no reference to the caller's objects.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import warnings
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from dask.utils import key_split
+
+from dask_batch import resources
+from dask_batch.backends.base import Backend
+from dask_batch.backends.templating import template_variables
+from dask_batch.cache.store import Cache
+from dask_batch.code.pickling import Pickled
+from dask_batch.config import Options
+from dask_batch.errors import UncacheableWarning
+from dask_batch.graph import plan
+from dask_batch.graph.content import ContentHasher
+from dask_batch.graph.dask_spec import Graph
+from dask_batch.graph.keys import Keyed, Keys
+from dask_batch.outside import Outside
+from dask_batch.spec import Call, Step, Task, references
+from dask_batch.surroundings import Surroundings
+
+__all__ = ["PreparedGraph", "PreparedJob", "Preparer"]
+
+_CALL = "call"
+"""The name of the one task of a plain call."""
+_NOTHING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """One job to be: all that the hand-over needs, nothing that belongs to the caller."""
+
+    key: str
+    """The key under which it publishes."""
+    function: str
+    """A name for people: in ``squeue``, in messages."""
+    names: tuple[Hashable, ...]
+    """The tasks that it runs, in order: several where a chain was fused."""
+    payload: Pickled
+    inputs: frozenset[str]
+    """Keys of the results that it loads."""
+    resources: Mapping[str, Any]
+    """In normal form."""
+    header: Mapping[str, Any]
+    """What the job must know beside the payload, as JSON data."""
+    surroundings: Surroundings
+    preload: tuple[str, ...] = ()
+    wanted: bool = True
+    """Whether a caller waits for its result; the others run only if one of those needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGraph:
+    """A graph, ready to go.
+
+    Attributes
+    ----------
+    jobs
+        What has to run, parents first.
+    keys
+        The key of every task, by its name.
+    hits
+        How many tasks need not run.
+    """
+
+    jobs: tuple[PreparedJob, ...]
+    keys: Mapping[Hashable, str]
+    hits: int
+
+
+class Preparer:
+    """Prepares what one session is asked for.
+
+    Parameters
+    ----------
+    cache
+        Where results are looked up.
+    backend
+        Its bound on the number of jobs holds where the user gave none.
+    options
+        The session's options.
+    """
+
+    def __init__(self, cache: Cache, backend: Backend, options: Options) -> None:
+        self.cache = cache
+        self.backend = backend
+        self.options = options
+
+    # ---- a call ------------------------------------------------------------------------------
+
+    def call(
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        surroundings: Surroundings,
+    ) -> PreparedJob:
+        """Prepare one call of ``submit``, with resources that have been merged.
+
+        Raises
+        ------
+        dask_batch.outside.NotYet, dask_batch.outside.ParentFailed
+            About a future in the arguments.
+        SerializationError
+            Something in it cannot be pickled.
+        """
+        task = Task(_CALL, Call(function, args, kwargs), {"resources": asked})
+        outside = Outside(self.cache)
+        keys = self._keys(outside)
+        keyed = keys.of({_CALL: task}, [_CALL])
+        _warn_uncacheable([task], keyed)
+        pack = _Pack(outside, keys.hasher, keyed, surroundings)
+        return pack.job([task], self.call_resources(asked), wanted=True)
+
+    def call_resources(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the resources of a call, and bring them to normal form."""
+        return resources.for_executor_call(asked, template_variables=_variables(asked))
+
+    # ---- a graph -----------------------------------------------------------------------------
+
+    def graph(
+        self,
+        graph: Graph,
+        resource_dict: Mapping[str, Any],
+        surroundings: Surroundings,
+        *,
+        refresh: bool = False,
+    ) -> PreparedGraph:
+        """Prepare a graph.
+
+        Parameters
+        ----------
+        graph
+            What was ingested.
+        resource_dict
+            Resources of its tasks; annotations and rules prevail over them.
+        surroundings
+            The client's.
+        refresh
+            Set results aside that are there, and run everything again.
+
+        Raises
+        ------
+        ResourceError, SerializationError, TooManyJobsError
+            Before anything is submitted.
+        """
+        outside = Outside(self.cache)
+        keys = self._keys(outside)
+        keyed = keys.of(graph.tasks, graph.required)
+        _warn_uncacheable(graph.tasks.values(), keyed)
+        by_name = {name: found.key for name, found in keyed.items()}
+        if refresh:
+            for key in set(by_name.values()):
+                self.cache.retire(key)
+        to_run = plan.prune(graph.tasks, by_name, graph.required, self._present)
+        needs = self._needs(to_run.values(), resource_dict)
+        planned = self._planned(graph, to_run, by_name, needs)
+        pack = _Pack(outside, keys.hasher, keyed, surroundings)
+        jobs = tuple(
+            pack.job(
+                [to_run[name] for name in job.names],
+                resources.chain_resources([needs[name] for name in job.names]),
+                wanted=job.names[-1] in graph.required,
+            )
+            for job in planned
+        )
+        return PreparedGraph(jobs, by_name, len(graph.tasks) - len(to_run))
+
+    def _needs(
+        self, tasks: Iterable[Task], resource_dict: Mapping[str, Any]
+    ) -> dict[Hashable, dict[str, Any]]:
+        """Return the resources of tasks in normal form; equal annotations are checked once."""
+        checked: dict[str, dict[str, Any]] = {}
+        needs = {}
+        for task in tasks:
+            asked = resources.merge_resources(
+                self.options.resource_dict, resource_dict, said_resources(task.annotations)
+            )
+            known = repr(sorted(asked.items()))
+            if known not in checked:
+                checked[known] = resources.for_dask_task(
+                    asked, template_variables=_variables(asked)
+                )
+            needs[task.name] = checked[known]
+        return needs
+
+    def _present(self, keys: Collection[str]) -> set[str]:
+        return {key for key in self.cache.present(keys) if self.cache.check(key)}
+
+    def _keys(self, outside: Outside) -> Keys:
+        return Keys(
+            key_versions=self.options.key_versions,
+            nonce=secrets.token_hex(16),
+            reference=outside.reference,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pack:
+    """Packs tasks into jobs."""
+
+    outside: Outside
+    hasher: ContentHasher
+    keyed: Mapping[Hashable, Keyed]
+    surroundings: Surroundings
+
+    def job(self, tasks: Sequence[Task], normal: Mapping[str, Any], *, wanted: bool) -> PreparedJob:
+        """Pickle a chain of tasks, and say what its job needs."""
+        members = [self.keyed[task.name] for task in tasks]
+        steps = self._steps(tasks)
+        function = function_name(tasks[-1])
+        payload, referenced = self.outside.dumps(steps, function, self.hasher)
+        return PreparedJob(
+            key=members[-1].key,
+            function=function,
+            names=tuple(task.name for task in tasks),
+            payload=payload,
+            inputs=referenced | {key for step in steps for key in step.inputs.values()},
+            resources=normal,
+            header={
+                "libraries": dict(sorted(_union(member.libraries for member in members))),
+                "files": [asdict(file) for file in _union(member.inputs for member in members)],
+                "cpus": normal["cores"] * normal["threads_per_core"],
+                "attributes": _attributes(tasks[-1], members[-1], function, normal),
+            },
+            surroundings=self.surroundings,
+            preload=tuple(sorted(_union(member.preload for member in members))),
+            wanted=wanted,
+        )
+
+    def _steps(self, tasks: Sequence[Task]) -> tuple[Step, ...]:
+        steps = []
+        before: Hashable = _NOTHING
+        for task in tasks:
+            names = dict.fromkeys(references(task.expression))
+            inputs = {name: self.keyed[name].key for name in names if name != before}
+            steps.append(Step(task.name, task.expression, inputs))
+            before = task.name
+        return tuple(steps)
+
+
+_T = TypeVar("_T")
+
+
+def _union(sets: Iterable[Iterable[_T]]) -> set[_T]:
+    return {item for items in sets for item in items}
+
+
+def _attributes(
+    task: Task, keyed: Keyed, function: str, normal: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a result says about its task."""
+    return {
+        "kind": "result",
+        "function": function,
+        "name": "" if task.name == _CALL else repr(task.name),
+        "ephemeral": keyed.ephemeral,
+        "parts": dict(keyed.parts),
+        # A template's text would repeat itself in every result.
+        "resources": {
+            name: value
+            for name, value in normal.items()
+            if value is not None and name != "submission_template"
+        },
+    }
+
+
+def said_resources(annotations: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resources among the annotations of a task.
+
+    They stand under ``resources``; known ones are also taken from beside it, as in
+    ``dask.annotate(memory_max=4)``. What belongs to other schedulers is left alone.
+    """
+    beside = {name: annotations[name] for name in annotations.keys() & resources.KNOWN.keys()}
+    return {**beside, **(annotations.get("resources") or {})}
+
+
+def _variables(asked: Mapping[str, Any]) -> Collection[str]:
+    """Return the names that the user's own template uses."""
+    template = asked.get("submission_template")
+    return template_variables(template) if isinstance(template, str) else frozenset()
+
+
+def function_name(task: Task) -> str:
+    """Return a name for people: the function's, or what Dask calls the layer."""
+    expression = task.expression
+    if task.name == _CALL and isinstance(expression, Call):
+        return name_of(expression.function)
+    return key_split(task.name)
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a callable: of what a partial wraps, of an instance's class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return str(name).strip("<>")
+
+
+def _warn_uncacheable(tasks: Iterable[Task], keyed: Mapping[Hashable, Keyed]) -> None:
+    """Say once for a hand-over which tasks cannot be found again, and why."""
+    culprits = [(task, keyed[task.name].problems) for task in tasks if keyed[task.name].problems]
+    if culprits:
+        task, problems = culprits[0]
+        more = f" (and {len(culprits) - 1} more task(s))" if len(culprits) > 1 else ""
+        warnings.warn(
+            f"{function_name(task)}{more} will run again next time: {problems[0].path} has no "
+            f"stable content ({problems[0].reason}). Pass plain data, or say cache=False.",
+            UncacheableWarning,
+            stacklevel=4,
+        )

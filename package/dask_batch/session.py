@@ -1,0 +1,240 @@
+"""A session: one cache, one backend, one engine, and the two things that can be asked of them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from dask_batch import resources
+from dask_batch.backends import open_backend
+from dask_batch.backends.base import Backend, Job
+from dask_batch.cache.claims import Claims
+from dask_batch.cache.store import Cache
+from dask_batch.config import Options, client_environment
+from dask_batch.deferred import Deferred
+from dask_batch.engine import Engine, Request
+from dask_batch.errors import ConfigurationError, SerializationError
+from dask_batch.failures import dependency_failure
+from dask_batch.future import BatchFuture
+from dask_batch.graph.dask_spec import ingest
+from dask_batch.graphrun import GraphRun
+from dask_batch.handover import HandOver
+from dask_batch.outside import NotYet, ParentFailed
+from dask_batch.preparation import Preparer, name_of
+from dask_batch.standing import Standings
+from dask_batch.surroundings import Surroundings
+from dask_batch.watch import Pace, Watch
+
+__all__ = ["Session", "open_session"]
+
+
+def open_session(options: Options) -> Session:
+    """Open the cache and the backend that the options name."""
+    cache = Cache(options.cache_directory)
+    return Session(cache, open_backend(options), options)
+
+
+class Session:
+    """What an executor, or one call of ``cluster_get``, works with.
+
+    Parameters
+    ----------
+    cache, backend
+        Where results are, and where jobs go.
+    options
+        Everything else that was chosen.
+    """
+
+    def __init__(self, cache: Cache, backend: Backend, options: Options) -> None:
+        self.cache = cache
+        self.backend = backend
+        self.options = options
+        others = functools.partial(open_backend, options)
+        standings = Standings(cache, Claims(cache), backend, lambda name: others(name=name))
+        common = {
+            "python": list(sys.version_info[:2]),
+            "key_versions": options.key_versions,
+            "input_grace_s": options.input_grace_s,
+        }
+        pace = _pace(backend, options)
+        self.engine = Engine(HandOver(standings, common=common), Watch(cache, backend, pace))
+        self.deferred = Deferred()
+        self._preparer = Preparer(cache, backend, options)
+
+    def surroundings(self) -> Surroundings:
+        """Take the surroundings of this moment."""
+        return Surroundings.current(client_environment())
+
+    # ---- plain calls -------------------------------------------------------------------------
+
+    def call(
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        resource_dict: Mapping[str, Any],
+    ) -> BatchFuture:
+        """Hand in a call.
+
+        Raises
+        ------
+        ConfigurationError
+            About its resources. Whatever else is wrong goes into the future.
+        """
+        if not callable(function):
+            raise TypeError(f"{function!r} is not callable")
+        asked = resources.merge_resources(self.options.resource_dict, resource_dict)
+        self._check(asked, name_of(function))
+        future = BatchFuture(self.engine)
+        attempt = functools.partial(
+            self._attempt, future, function, args, kwargs, asked, self.surroundings()
+        )
+        attempt()
+        return future
+
+    def _attempt(
+        self,
+        future: BatchFuture,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        surroundings: Surroundings,
+    ) -> None:
+        """Prepare a call and request it, or put it off; whatever is wrong goes into the future."""
+        if future.cancelled():
+            return
+        try:
+            job = self._preparer.call(function, args, kwargs, asked, surroundings)
+            future.key = job.key
+            future.ephemeral = bool(job.header["attributes"]["ephemeral"])
+            self.engine.request(Request((job,), (future,), gather=True))
+        except NotYet as not_yet:
+            again = functools.partial(
+                self._attempt, future, function, args, kwargs, asked, surroundings
+            )
+            self.deferred.after(not_yet.future, again)
+        except ParentFailed as failed:
+            future._fail(_failed_parent(failed, name_of(function)))
+        except Exception as error:
+            future._fail(error)
+
+    @functools.cached_property
+    def _checked(self) -> set[str]:
+        return set()
+
+    def _check(self, asked: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """Check resources and template, once for all calls that ask for the same."""
+        normal = self._preparer.call_resources(asked)
+        known = repr(sorted(normal.items(), key=str))
+        if known not in self._checked:
+            self.backend.check([self._job(normal, name)])
+            self._checked.add(known)
+        return normal
+
+    def _job(self, normal: Mapping[str, Any], name: str) -> Job:
+        """Return a job as an example: nothing in it exists."""
+        folder = self.cache.path / "logs" / "RUN"
+        surroundings = self.surroundings()
+        return Job(
+            name=f"{name}-RUN-0",
+            definition=self.cache.path / "definitions" / "RUN.h5",
+            index=0,
+            resources=normal,
+            log_directory=folder,
+            working_directory=surroundings.working_directory,
+            environment=surroundings.environment,
+        )
+
+    def script(self, resource_dict: Mapping[str, Any]) -> str:
+        """Return the script that a call with these resources would be submitted with."""
+        asked = resources.merge_resources(self.options.resource_dict, resource_dict)
+        return self.backend.script(self._job(self._check(asked, "function"), "function"))
+
+    # ---- graphs ------------------------------------------------------------------------------
+
+    def graph(
+        self,
+        dsk: Any,
+        keys: Any,
+        resource_dict: Mapping[str, Any],
+        *,
+        refresh: bool = False,
+        callbacks: bool = False,
+    ) -> GraphRun:
+        """Hand in a graph, as Dask gives it to a scheduler.
+
+        Raises
+        ------
+        KeyError
+            A wanted key is not in the graph.
+        GraphError, ConfigurationError
+            Before anything is submitted.
+        """
+        import dask
+
+        graph = ingest(
+            dsk,
+            keys,
+            annotations=dask.get_annotations(),
+            resource_rules=self.options.resource_rules,
+        )
+        try:
+            prepared = self._preparer.graph(
+                graph, resource_dict, self.surroundings(), refresh=refresh
+            )
+        except NotYet as not_yet:
+            raise ConfigurationError(
+                f"the graph holds {not_yet.future!r}, which has not ended: wait for it first, or "
+                "pass it to executor.submit"
+            ) from None
+        except ParentFailed as failed:
+            raise SerializationError(
+                f"the graph holds {failed.future!r}, which has no value"
+            ) from failed.error
+        self.backend.check(self._examples(prepared.jobs))
+        return GraphRun(self.engine, graph, prepared, callbacks=callbacks)
+
+    def _examples(self, jobs: Any) -> list[Job]:
+        """Return one job for each distinct set of resources, to be checked."""
+        distinct = {repr(sorted(job.resources.items(), key=str)): job for job in jobs}
+        return [self._job(job.resources, job.function) for job in distinct.values()]
+
+    # ---- the end -----------------------------------------------------------------------------
+
+    def close(self, *, wait: bool, cancel: bool) -> None:
+        """End as ``executor.shutdown`` says."""
+        engine = self.engine
+        if cancel and wait:
+            engine.cancel_waiting()
+        elif cancel:
+            engine.cancel_all()
+        elif wait:
+            self.deferred.wait()
+        else:
+            engine.flush()
+        # Calls that wait for futures of others are handed over even after a detached shutdown.
+        self.deferred.when_empty(engine.close)
+        if wait:
+            self.deferred.wait()
+            engine.join()
+
+
+def _failed_parent(failed: ParentFailed, function: str) -> BaseException:
+    parent = failed.future
+    key = parent.key if isinstance(parent, BatchFuture) else ""
+    return dependency_failure(failed.error, key="", function=function, root=key, root_function="")
+
+
+def _pace(backend: Backend, options: Options) -> Pace:
+    """Return how often to ask: politely where others ask the same batch system."""
+    if not backend.shared:
+        return Pace(0.0, 1.0, output_grace_s=1.0, failure_grace_s=0.0)
+    return Pace(
+        options.shortest_poll_s,
+        options.longest_poll_s,
+        output_grace_s=options.output_grace_s,
+        failure_grace_s=options.failure_grace_s,
+    )

@@ -1,0 +1,261 @@
+"""Where the keys stand that somebody has claimed: is their job alive, over, or half handed over?"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dask_batch.backends.base import Backend, JobState, JobStatus
+from dask_batch.cache import attempts
+from dask_batch.cache.claims import Claim, Claims, Owner, Run, RunLog
+from dask_batch.cache.store import Cache
+from dask_batch.errors import BackendError
+from dask_batch.job.checks import starter_is_dead
+
+__all__ = ["Standing", "Standings", "Survey", "log_stem"]
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.05
+_SAY_S = 30.0
+_STALL_S = 120.0
+"""A hand-over on another host that records nothing for so long counts as dead, in seconds."""
+_LAG_S = 2.0
+"""How long after the first miss a job is looked up again, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The job that is under way for a key."""
+
+    key: str
+    generation: int
+    run_id: str
+    job_name: str
+    job_id: str | None
+    """None where only the store can tell what becomes of it: it runs out of our sight."""
+    backend: str
+    log_stem: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found about some keys.
+
+    Attributes
+    ----------
+    alive
+        The keys that a job is under way for.
+    generations
+        For every key that was ever claimed, the highest generation.
+    """
+
+    alive: Mapping[str, Standing]
+    generations: Mapping[str, int]
+
+
+def log_stem(cache: Cache, run_id: str, index: int) -> Path:
+    """Return the path of a job's logs, without ``.out`` or ``.err``."""
+    return cache.path / "logs" / run_id / str(index)
+
+
+class Standings:
+    """Finds out where claimed keys stand.
+
+    Parameters
+    ----------
+    cache, claims
+        Where the claims are.
+    backend
+        The backend of this client.
+    open_backend
+        Gives the backend of another name, for jobs that a client handed to it; None if this
+        machine does not have it.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        claims: Claims,
+        backend: Backend,
+        open_backend: Callable[[str], Backend | None],
+    ) -> None:
+        self.cache = cache
+        self.claims = claims
+        self.backend = backend
+        self._open_backend = open_backend
+        self._others: dict[str, Backend | None] = {}
+
+    def survey(self, keys: Iterable[str]) -> Survey:
+        """Find out where keys stand whose results are not in the store."""
+        claims = {key: claim for key in keys if (claim := self.claims.current(key)) is not None}
+        logs = {
+            run.id: self.settled(run)
+            for run in {claim.run.id: claim.run for claim in claims.values()}.values()
+        }
+        ended = attempts.ended(self.cache, {k: c.generation for k, c in claims.items()})
+        open_claims = {
+            key: claim
+            for key, claim in claims.items()
+            if key not in ended and not logs[claim.run.id].aborted
+        }
+        return Survey(
+            self._alive(open_claims, logs),
+            {key: claim.generation for key, claim in claims.items()},
+        )
+
+    # ---- hand-overs that are not finished --------------------------------------------------
+
+    def settled(self, run: Run) -> RunLog:
+        """Wait until a run has been released or aborted, as its heir if its owner has died."""
+        said = began = time.monotonic()
+        length, changed = -1, began
+        while True:
+            log = self.claims.log(run.id)
+            if log.released or log.aborted:
+                return log
+            now = time.monotonic()
+            if log.length != length:
+                length, changed = log.length, now
+            alive = run.owner.alive()
+            dead = alive is False or (alive is None and now - changed > _STALL_S)
+            if dead and self.claims.heir(run.id, Owner.current()):
+                self._inherit(run, self.claims.log(run.id))
+                continue
+            if now - said > _SAY_S:
+                said = now
+                logger.warning(
+                    "waiting for process %d on %s to finish handing over run %s of the same tasks",
+                    run.owner.pid, run.owner.host, run.id,
+                )  # fmt: skip
+            time.sleep(_LOOK_S)
+
+    def _inherit(self, run: Run, log: RunLog) -> None:
+        """Finish the hand-over of a dead client: the graph runs whole or not at all."""
+        backend = self.backend_of(run)
+        if backend is None:
+            logger.warning(
+                "run %s was left half handed over to %s, which this machine does not have: "
+                "its tasks are handed over again",
+                run.id, run.backend,
+            )  # fmt: skip
+            self.claims.record(run.id, {"event": "aborted", "reason": "its backend is not here"})
+            return
+        found = {**backend.find([name for name, _ in run.jobs]), **log.ids}
+        for name, job_id in found.items():
+            if name not in log.ids:
+                self.claims.record_job(run.id, name, job_id)
+        if log.accepted:
+            logger.info("run %s: its client died before letting it go; it goes now", run.id)
+            backend.release(list(found.values()))
+            self.claims.record(run.id, {"event": "released"})
+        else:
+            logger.info("run %s: its client died while handing it over; it is taken back", run.id)
+            backend.cancel(list(found.values()))
+            self.claims.record(run.id, {"event": "aborted", "reason": "its client died"})
+
+    # ---- jobs ------------------------------------------------------------------------------
+
+    def _alive(
+        self, claims: Mapping[str, Claim], logs: Mapping[str, RunLog]
+    ) -> dict[str, Standing]:
+        """Of claims on attempts that nobody has seen end, return those whose job is alive."""
+        by_run: dict[str, list[Claim]] = {}
+        for claim in claims.values():
+            by_run.setdefault(claim.run.id, []).append(claim)
+        alive: dict[str, Standing] = {}
+        for run_id, members in by_run.items():
+            backend = self.backend_of(members[0].run)
+            if backend is None or self._elsewhere(members[0].run):
+                alive.update(self._out_of_sight(members))
+                continue
+            ids = self._ids(backend, members, logs[run_id])
+            states = self._states(backend, list(ids.values()))
+            for claim in members:
+                job_id = ids.get(claim.job_name)
+                state = states.get(job_id) if job_id is not None else None
+                if self._lives(claim, state):
+                    if state is not None and state.state is JobState.HELD:
+                        # Its client died between two calls that let it go.
+                        backend.release([state.job_id])
+                    alive[claim.key] = self.standing(claim, job_id)
+        return alive
+
+    def _ids(self, backend: Backend, members: list[Claim], log: RunLog) -> dict[str, str]:
+        ids = {c.job_name: log.ids[c.job_name] for c in members if c.job_name in log.ids}
+        nameless = [claim.job_name for claim in members if claim.job_name not in ids]
+        if nameless:
+            ids.update(backend.find(nameless))
+        return ids
+
+    def _states(self, backend: Backend, ids: Collection[str]) -> dict[str, JobStatus]:
+        """Ask for states; what is not known at once is asked for once more, after a lag."""
+        states = dict(backend.status(ids))
+        missing = [job_id for job_id in ids if job_id not in states]
+        if missing:
+            time.sleep(_LAG_S)
+            states.update(backend.status(missing))
+        return states
+
+    def _lives(self, claim: Claim, status: JobStatus | None) -> bool:
+        """Whether an attempt may still publish."""
+        if status is not None:
+            return not status.state.ended
+        # The batch system answered, twice, and does not know the job. Only a process on this
+        # very host can prove it wrong.
+        start = attempts.read_start(self.cache, claim.key, claim.generation)
+        return (
+            start is not None
+            and start["host"] == Owner.current().host
+            and not starter_is_dead(start)
+        )
+
+    def _elsewhere(self, run: Run) -> bool:
+        """Whether a run went to the local queue of another host."""
+        return run.backend == "local" and run.owner.host != Owner.current().host
+
+    def _out_of_sight(self, members: list[Claim]) -> dict[str, Standing]:
+        run = members[0].run
+        logger.warning(
+            "%d task(s) are claimed by run %s on the %s backend of %s, which cannot be asked from "
+            "here: waiting for their results. If that machine is gone for good, say so with "
+            "dask_batch.cancel(%r, run=%r).",
+            len(members), run.id, run.backend, run.owner.host, str(self.cache.path), run.id,
+        )  # fmt: skip
+        return {claim.key: self.standing(claim, None) for claim in members}
+
+    def standing(self, claim: Claim, job_id: str | None) -> Standing:
+        """Return the standing of a claim whose job is alive."""
+        index = claim.run.index_of(claim.job_name)
+        return Standing(
+            claim.key,
+            claim.generation,
+            claim.run.id,
+            claim.job_name,
+            job_id,
+            claim.run.backend,
+            log_stem(self.cache, claim.run.id, index),
+        )
+
+    def backend_of(self, run: Run) -> Backend | None:
+        """Return the backend that a run went to; None if this machine does not have it."""
+        name = run.backend
+        if name == self.backend.name:
+            return self.backend
+        if name not in self._others:
+            try:
+                self._others[name] = self._open_backend(name)
+            except BackendError as error:
+                logger.debug("backend %s: %s", name, error)
+                self._others[name] = None
+        return self._others[name]
+
+    def close(self) -> None:
+        """Close the other backends that were opened."""
+        for backend in self._others.values():
+            if backend is not None:
+                backend.close()
+        self._others.clear()

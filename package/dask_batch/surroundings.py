@@ -1,0 +1,57 @@
+"""What a function finds around it in a job: what it would have found in the client, just then."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Surroundings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The client's surroundings at one moment."""
+
+    working_directory: Path
+    umask: int
+    module_path: tuple[str, ...]
+    """The folders of ``sys.path``, absolute."""
+    environment: Mapping[str, str]
+
+    @classmethod
+    def current(cls, environment: Mapping[str, str]) -> Surroundings:
+        """Take the surroundings of this moment, with an environment made fit for jobs."""
+        return cls(
+            Path.cwd(),
+            _umask(),
+            tuple(os.path.abspath(entry) for entry in sys.path if _is_folder(entry)),
+            environment,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return what a job takes over by itself, as JSON data; not the environment."""
+        return {
+            "working_directory": str(self.working_directory),
+            "umask": self.umask,
+            "module_path": list(self.module_path),
+        }
+
+
+def _is_folder(entry: Any) -> bool:
+    return isinstance(entry, str) and os.path.isdir(entry or ".")
+
+
+def _umask() -> int:
+    """Return the umask. Without Linux's /proc it can only be read by setting it for a moment."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            line = next(line for line in status if line.startswith("Umask:"))
+        return int(line.split()[1], 8)
+    except (OSError, StopIteration):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
