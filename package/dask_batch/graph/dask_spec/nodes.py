@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from dask._task_spec import (
     Alias,
@@ -33,6 +33,8 @@ from dask.blockwise import Blockwise
 from dask_batch.spec import Build, Call, Expression, Let, Origin, Ref, references
 
 __all__ = ["Block", "expression", "substitute"]
+
+_CONTAINERS: Final = (list, tuple, set, frozenset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,11 @@ def _call(node: Task, block: Block) -> Expression:
         if isinstance(options, Build) and not options.items:
             fields = items.items if isinstance(items, Build) else tuple(items)
             return Call(node.func.args[0], fields)
+    if len(args) == 1 and not node.kwargs and any(node.func is kind for kind in _CONTAINERS):
+        # delayed's way to write one: set([a, b]), with the members in an accidental order
+        (made,) = args
+        if isinstance(made, Build) and made.kind in (list, tuple):
+            return Build(node.func, made.items)
     kwargs = {name: expression(value, block) for name, value in node.kwargs.items()}
     return Call(node.func, args, kwargs)
 
