@@ -43,6 +43,11 @@ class SlurmBackend:
     command
         The command that runs a job's task: by default ``python -m dask_batch.job``.
 
+    Raises
+    ------
+    BackendUnavailableError
+        Slurm's commands are not on this machine.
+
     Notes
     -----
     One cluster: neither federations nor ``--clusters``. Jobs are looked for among those of the
@@ -53,6 +58,11 @@ class SlurmBackend:
     default_max_jobs: int | None = 1000
 
     def __init__(self, *, command: Callable[[Job], Sequence[str]] = script.job_command) -> None:
+        if shutil.which("sbatch") is None:
+            raise BackendUnavailableError(
+                "there is no Slurm on this machine (no sbatch on PATH). Use backend='local', or "
+                "run this on a login node of the cluster."
+            )
         self._command = command
         self._accounting = True
         self._news = threading.Event()
@@ -80,12 +90,7 @@ class SlurmBackend:
                 )
 
     def _nodes(self) -> list[parse.NodeKind]:
-        """Ask what there is; the answer also tells whether Slurm is there at all."""
-        if shutil.which("sbatch") is None:
-            raise BackendUnavailableError(
-                "there is no Slurm on this machine (no sbatch on PATH). Use backend='local', or "
-                "run this on a login node of the cluster."
-            )
+        """Ask what there is; the answer also tells whether the controller is there."""
         try:
             done = self._ask(["sinfo", "-h", "-e", "-o", parse.SINFO_FORMAT])
         except CommandError as error:

@@ -11,7 +11,6 @@ from typing import Any
 from dask_batch.backends import templating
 from dask_batch.backends.base import Job
 from dask_batch.backends.slurm import options
-from dask_batch.errors import ResourceError
 
 __all__ = ["job_command", "sbatch_arguments", "script_text"]
 
@@ -60,16 +59,8 @@ def script_text(job: Job, dependency: Sequence[str], command: Sequence[str]) -> 
     ------
     TemplateError
         The template does not parse, or lacks a variable.
-    ResourceError
-        The template leaves out what can only be part of the script.
     """
     source, own = _template(job.resources)
-    prologue = job.resources.get("job_script_prologue")
-    if own and prologue and "job_script_prologue" not in templating.template_variables(source):
-        raise ResourceError(
-            "resource 'job_script_prologue': the submission template does not print it. Put "
-            "{{ job_script_prologue }} before {{ command }}, or the lines themselves."
-        )
     logs = job.log_directory
     variables = templating.template_values(
         job.resources,
@@ -84,7 +75,22 @@ def script_text(job: Job, dependency: Sequence[str], command: Sequence[str]) -> 
         },
     )
     text = templating.render(source, variables)
-    return templating.quote_in_directives(text, str(logs)) if own else text
+    if not own:
+        return text
+    prologue = job.resources.get("job_script_prologue")
+    if prologue and "job_script_prologue" not in templating.template_variables(source):
+        text = _with_prologue(text, prologue)
+    return templating.quote_in_directives(text, str(logs))
+
+
+def _with_prologue(text: str, prologue: Sequence[str]) -> str:
+    """Put shell lines that a template does not print between its directives and its commands."""
+    lines = text.splitlines()
+    body = next(
+        (i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")),
+        len(lines),
+    )
+    return "\n".join([*lines[:body], *prologue, *lines[body:], ""])
 
 
 def sbatch_arguments(job: Job, dependency: Sequence[str]) -> list[str]:

@@ -1,0 +1,257 @@
+"""Options: what a keyword says, else what Dask's configuration says, else the default.
+
+Our section of Dask's configuration is ``batch``; ``batch.yaml`` beside this module documents it
+and holds the defaults. It is copied, commented out, to where Dask's other files are. An existing
+section ``jobqueue.slurm`` (of dask-jobqueue) gives defaults for account, partition, prologue and
+interpreter.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from dask_batch.backends.command import client_environment
+from dask_batch.backends.registry import choose_backend
+from dask_batch.errors import ConfigurationError
+from dask_batch.foreign_options import without_foreign
+from dask_batch.resource_values import count, lines
+from dask_batch.resources import merge_resources
+
+__all__ = ["Options", "client_environment", "register_defaults", "resolve"]
+
+logger = logging.getLogger(__name__)
+
+_SECTION = "batch"
+_DEFAULTS_FILE = Path(__file__).with_name("batch.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of an executor, or of one ``cluster_get``; complete and checked.
+
+    Attributes
+    ----------
+    backend : str
+        The batch system: ``"slurm"`` or ``"local"``.
+    cache_directory : Path
+        Absolute.
+    resource_dict : mapping
+        Resources of every task that does not say otherwise; configuration included.
+    resource_rules : mapping
+        From patterns of task names to resources.
+    max_jobs : int or None
+        The largest graph that is handed over, in jobs; None: what the backend says.
+    max_workers : int or None
+        How many jobs of this executor may run at a time; None: as many as there is room for.
+    fuse : {"auto", "linear", "none"}
+        Which chains of tasks become one job.
+    key_versions : {"minor", "exact", "none"}
+        What of a library's version enters a key.
+    shortest_poll_s, longest_poll_s : float
+        How often the batch system is asked, early and late in a run.
+    input_grace_s, output_grace_s, failure_grace_s : float
+        How long files that must be there may take to become visible.
+    """
+
+    backend: str
+    cache_directory: Path
+    resource_dict: Mapping[str, Any] = field(default_factory=dict)
+    resource_rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    max_jobs: int | None = None
+    max_workers: int | None = None
+    fuse: str = "auto"
+    key_versions: str = "minor"
+    shortest_poll_s: float = 5.0
+    longest_poll_s: float = 120.0
+    input_grace_s: float = 60.0
+    output_grace_s: float = 30.0
+    failure_grace_s: float = 5.0
+
+
+KEYWORDS: Final = tuple(option.name for option in fields(Options))
+
+_CHOICES: Final[Mapping[str, Collection[str]]] = {
+    "fuse": ("auto", "linear", "none"),
+    "key_versions": ("minor", "exact", "none"),
+}
+
+
+def _setting(keyword: str) -> str:
+    """Return what an option is called in the configuration."""
+    return keyword.removesuffix("_s").replace("_", "-")
+
+
+SETTINGS: Final = {_setting(keyword): keyword for keyword in KEYWORDS if keyword != "max_workers"}
+"""Settings of the section ``batch``, and the keywords they stand for."""
+
+
+def resolve(**keywords: Any) -> Options:
+    """Return the options: explicit keywords before Dask's configuration before the defaults.
+
+    A keyword that is None counts as not given; the caller's dictionaries are copied.
+
+    Raises
+    ------
+    ConfigurationError
+        A keyword or a setting is unknown, or its value makes no sense.
+    BackendUnavailableError
+        A batch system is asked for that this version does not know yet.
+    """
+    explicit = without_foreign(keywords)
+    for name in explicit:
+        if name not in KEYWORDS:
+            raise ConfigurationError(_unknown("option", name, KEYWORDS))
+    configured = _configured()
+    chosen = {name: value for name, value in configured.items() if value is not None}
+    chosen.update({name: value for name, value in explicit.items() if value is not None})
+    chosen["backend"] = choose_backend(chosen.get("backend"))
+    chosen["cache_directory"] = _folder(chosen["cache_directory"])
+    chosen["resource_dict"] = merge_resources(
+        _from_jobqueue() if chosen["backend"] == "slurm" else {},
+        _mapping("resource_dict", configured.get("resource_dict")),
+        _mapping("resource_dict", explicit.get("resource_dict")),
+    )
+    chosen["resource_rules"] = {
+        str(pattern): dict(_mapping(f"resource_rules[{pattern!r}]", rule))
+        for pattern, rule in _mapping("resource_rules", chosen.get("resource_rules")).items()
+    }
+    return Options(**_checked(chosen))
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {what} {name!r}.{hint} Known are: {', '.join(sorted(known))}."
+
+
+def _configured() -> dict[str, Any]:
+    """Return our section of Dask's configuration, by keyword."""
+    import dask
+
+    register_defaults()
+    configured: dict[str, Any] = {}
+    for name, value in _mapping(_SECTION, dask.config.get(_SECTION)).items():
+        keyword = SETTINGS.get(str(name).replace("_", "-"))
+        if keyword is None:
+            known = [f"{_SECTION}.{setting}" for setting in SETTINGS]
+            raise ConfigurationError(
+                _unknown("setting in Dask's configuration:", f"{_SECTION}.{name}", known)
+            )
+        configured[keyword] = value
+    return configured
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name} must be a mapping, not {value!r}")
+    return value
+
+
+def _folder(value: Any) -> Path:
+    """Make a path absolute: a later change of directory must not move the cache."""
+    try:
+        path = Path(value).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise ConfigurationError(f"cache_directory must be a path, not {value!r}") from error
+    if not str(path).isprintable():
+        raise ConfigurationError(f"cache_directory has control characters in it: {value!r}")
+    return path.absolute()
+
+
+def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    checked = dict(chosen)
+    for name, value in chosen.items():
+        if name in ("max_jobs", "max_workers"):
+            checked[name] = _count(name, value)
+        elif name.endswith("_s"):
+            checked[name] = _duration(name, value)
+        elif name in _CHOICES and value not in _CHOICES[name]:
+            raise ConfigurationError(
+                f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}"
+            )
+    return checked
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        return count(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _duration(name: str, value: Any) -> float:
+    """Read seconds, or what Dask reads as a time: ``"5s"``, ``"2 min"``."""
+    from dask.utils import parse_timedelta
+
+    try:
+        seconds = float(parse_timedelta(value))
+    except (TypeError, ValueError, KeyError, AttributeError):
+        seconds = -1.0
+    if isinstance(value, bool) or not 0 <= seconds < float("inf"):
+        raise ConfigurationError(f"{name} must be a time such as 5, '5s' or '2m', not {value!r}")
+    return seconds
+
+
+# ---- Dask's configuration --------------------------------------------------------------------
+
+_registered = False
+
+
+def register_defaults() -> None:
+    """Enter our defaults in Dask's configuration, and lay ``batch.yaml`` beside its other files."""
+    global _registered
+    if _registered:
+        return
+    import dask
+    import yaml
+
+    defaults = yaml.safe_load(_DEFAULTS_FILE.read_text(encoding="utf-8"))
+    dask.config.update_defaults(defaults)
+    # A home that cannot be written to is no reason to fail: Dask itself looks away, too.
+    dask.config.ensure_file(source=str(_DEFAULTS_FILE))
+    _registered = True
+
+
+_jobqueue_reported = False
+
+
+def _from_jobqueue() -> dict[str, Any]:
+    """Return the resources that an existing section of dask-jobqueue stands for."""
+    global _jobqueue_reported
+    import dask
+
+    section = dask.config.get("jobqueue.slurm", None)
+    if not isinstance(section, Mapping):
+        return {}
+    given = {str(name).replace("_", "-"): value for name, value in section.items()}
+    taken = {
+        "account": given.get("account") or given.get("project"),
+        "partition": given.get("queue"),
+        "python": given.get("python"),
+        "job_script_prologue": _prologue(
+            given.get("job-script-prologue") or given.get("env-extra")
+        ),
+    }
+    resources = {name: value for name, value in taken.items() if value}
+    if resources and not _jobqueue_reported:
+        _jobqueue_reported = True
+        logger.info(
+            "defaults taken from jobqueue.slurm in Dask's configuration: %s", ", ".join(resources)
+        )
+    return resources
+
+
+def _prologue(value: Any) -> tuple[str, ...] | None:
+    if not value:
+        return None
+    try:
+        return lines(value)
+    except ValueError as error:
+        raise ConfigurationError(f"jobqueue.slurm.job-script-prologue {error}") from None
