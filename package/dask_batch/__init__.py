@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from dask_batch.registration import register
 
 if TYPE_CHECKING:
+    from dask_batch.backends.local import stop_local_queue
     from dask_batch.executors import SingleNodeExecutor, SlurmClusterExecutor
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
-    from dask_batch.runs import cancel, explain, get_cache_data, status, stop_local_queue
+    from dask_batch.runs import cancel, explain, get_cache_data, status
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,7 @@ _HOMES = {
     "explain": "dask_batch.runs",
     "get_cache_data": "dask_batch.runs",
     "status": "dask_batch.runs",
-    "stop_local_queue": "dask_batch.runs",
+    "stop_local_queue": "dask_batch.backends.local",
 }
 
 __all__ = [

@@ -164,37 +164,25 @@ class Preparer:
         if refresh:
             for key in set(by_name.values()):
                 self.cache.retire(key)
-        to_run = plan.prune(graph.tasks, by_name, graph.required, self._present)
-        needs = self._needs(to_run.values(), resource_dict)
-        planned = self._planned(graph, to_run, by_name, needs)
-        pack = _Pack(outside, keys.hasher, keyed, surroundings)
-        jobs = tuple(
-            pack.job(
-                [to_run[name] for name in job.names],
-                resources.chain_resources([needs[name] for name in job.names]),
-                wanted=job.names[-1] in graph.required,
-            )
-            for job in planned
+        needs = _Needs(self.options.resource_dict, resource_dict)
+        planned = plan.plan(
+            graph.tasks,
+            keyed,
+            graph.required,
+            self._present,
+            fuse=self.options.fuse,
+            equal=lambda one, other: resources.can_chain(needs.of(one), needs.of(other)),
         )
-        return PreparedGraph(jobs, by_name, len(graph.tasks) - len(to_run))
-
-    def _needs(
-        self, tasks: Iterable[Task], resource_dict: Mapping[str, Any]
-    ) -> dict[Hashable, dict[str, Any]]:
-        """Return the resources of tasks in normal form; equal annotations are checked once."""
-        checked: dict[str, dict[str, Any]] = {}
-        needs = {}
-        for task in tasks:
-            asked = resources.merge_resources(
-                self.options.resource_dict, resource_dict, said_resources(task.annotations)
-            )
-            known = repr(sorted(asked.items()))
-            if known not in checked:
-                checked[known] = resources.for_dask_task(
-                    asked, template_variables=_variables(asked)
-                )
-            needs[task.name] = checked[known]
-        return needs
+        plan.check_count(planned, self.options.max_jobs or self.backend.default_max_jobs)
+        pack = _Pack(outside, keys.hasher, keyed, surroundings)
+        wanted = {by_name[name] for name in graph.required}
+        jobs = []
+        for job in planned:
+            tasks = [graph.tasks[name] for name in job.names]
+            normal = resources.chain_resources([needs.of(task) for task in tasks])
+            jobs.append(pack.job(tasks, normal, wanted=job.key in wanted))
+        running = sum(len(job.names) for job in planned)
+        return PreparedGraph(tuple(jobs), by_name, len(graph.tasks) - running)
 
     def _present(self, keys: Collection[str]) -> set[str]:
         return {key for key in self.cache.present(keys) if self.cache.check(key)}
@@ -205,6 +193,25 @@ class Preparer:
             nonce=secrets.token_hex(16),
             reference=outside.reference,
         )
+
+
+class _Needs:
+    """The resources of tasks in normal form; equal annotations are checked once."""
+
+    def __init__(self, *below: Mapping[str, Any]) -> None:
+        self._below = below
+        self._checked: dict[str, dict[str, Any]] = {}
+
+    def of(self, task: Task) -> dict[str, Any]:
+        """Return what a task of a graph needs."""
+        said = said_resources(task.annotations)
+        known = repr(said)
+        if known not in self._checked:
+            asked = resources.merge_resources(*self._below, said)
+            self._checked[known] = resources.for_dask_task(
+                asked, template_variables=_variables(asked)
+            )
+        return self._checked[known]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ __all__ = ["Session", "open_session"]
 def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
     cache = Cache(options.cache_directory)
-    return Session(cache, open_backend(options), options)
+    return Session(cache, open_backend(options.backend, options), options)
 
 
 class Session:
@@ -51,8 +51,9 @@ class Session:
         self.cache = cache
         self.backend = backend
         self.options = options
-        others = functools.partial(open_backend, options)
-        standings = Standings(cache, Claims(cache), backend, lambda name: others(name=name))
+        standings = Standings(
+            cache, Claims(cache), backend, functools.partial(open_backend, options=options)
+        )
         common = {
             "python": list(sys.version_info[:2]),
             "key_versions": options.key_versions,
