@@ -11,6 +11,7 @@ still runs, and one that is gone for certain. Where a record is missing the answ
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from dask_batch.backends.local.queue import Outcome
 
 __all__ = ["FormerJob", "FormerJobs", "Journal", "append_exits", "append_pids"]
 
+_LOG = logging.getLogger(__name__)
 _COMPACT_ABOVE_BYTES = 32 * 2**20
 _KEEP_JOBS = 50_000
 
@@ -82,11 +84,12 @@ class FormerJobs:
             The queue that asks. It must hold the lock that every queue of this directory holds
             while it lives.
         """
-        if job_id in self.jobs:
-            return self.jobs[job_id].now(alive)
         parsed = JobId.parse(job_id)
         if parsed is None or parsed.queue == here:
             return None
+        if job_id in self.jobs:
+            rebooted = here.before_reboot(parsed.queue)
+            return self.jobs[job_id].now(_never if rebooted else alive)
         certain = str(parsed.queue) in self.queues or here.before_reboot(parsed.queue)
         return GONE if certain else None
 
@@ -132,6 +135,11 @@ class FormerJobs:
         return lines
 
 
+def _never(_: ProcessIdentity) -> bool:
+    """No process lives across a reboot, even if another has its pid and start time."""
+    return False
+
+
 def _job_entries(job_id: str, job: FormerJob) -> list[list[Any]]:
     """Return the lines that say what is on record of a job."""
     if job.outcome is not None:
@@ -168,7 +176,7 @@ class Journal:
             path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600
         )
         self.read_new()
-        self._compact_if_large()
+        self.compact_if_large()
         self._note("queue", str(queue))
         self.write()
 
@@ -198,18 +206,25 @@ class Journal:
 
     def write(self) -> None:
         """Write what was noted: before any process is started on the strength of it."""
-        if self._unwritten:
-            _append(self._descriptor, self._unwritten)
-            self._unwritten = []
-
-    def _compact_if_large(self) -> None:
-        """Write a shorter journal in place of one that has grown, unless somebody may append."""
-        outcomes = (job.now(ProcessIdentity.alive) for job in self.former.jobs.values())
-        if self._offset <= _COMPACT_ABOVE_BYTES or any(how is RUNNING for how in outcomes):
+        entries, self._unwritten = self._unwritten, []
+        if not entries:
             return
+        try:
+            _append(self._descriptor, entries)
+        except OSError as error:  # a full disk: jobs matter more than what is said of them later
+            _LOG.warning("the journal cannot be written: %s", error)
+
+    def compact_if_large(self, limit_bytes: int = _COMPACT_ABOVE_BYTES) -> None:
+        """Write a shorter journal in place of one that has grown, unless somebody may append."""
+        size = os.fstat(self._descriptor).st_size
+        outcomes = (job.now(ProcessIdentity.alive) for job in self.former.jobs.values())
+        if size <= limit_bytes or any(how is RUNNING for how in outcomes):
+            return
+        everything = FormerJobs()
+        everything.read(os.pread(self._descriptor, size, 0).splitlines())
         fresh = self.path.with_suffix(".new")
         descriptor = os.open(fresh, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
-        _append(descriptor, self.former.entries())
+        _append(descriptor, everything.entries())
         os.rename(fresh, self.path)
         os.close(self._descriptor)
         self._descriptor, self._offset = descriptor, os.fstat(descriptor).st_size
@@ -233,7 +248,7 @@ def append_exits(path: Path, statuses: dict[str, int]) -> None:
 
 
 def _append_to(path: Path, entries: list[list[Any]]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         _append(descriptor, entries)
     finally:

@@ -14,7 +14,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 __all__ = ["DEFAULT_ENTRY", "Order", "become_job"]
@@ -38,6 +38,15 @@ class Order:
     """The program to run; empty: the body is called in the forked process itself."""
     script: str = ""
     """What ``argv`` finds in the file that is put behind it, if anything."""
+
+    def wire(self) -> dict[str, Any]:
+        """Return it as JSON data."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @classmethod
+    def read(cls, wire: dict[str, Any]) -> Order:
+        """Return what :meth:`wire` gave."""
+        return cls(**wire | {"argv": tuple(wire["argv"])})
 
 
 def become_job(order: Order, entry: str, close_inherited: Callable[[], None]) -> NoReturn:
@@ -147,11 +156,10 @@ def _exit_code(code: object) -> int:
 
 
 def _renew_randomness() -> None:
-    """Seed NumPy's global generator anew; ``random`` does so by itself after a fork."""
-    if "numpy" in sys.modules:
-        import numpy as np
-
-        np.random.seed()
+    """Seed NumPy's global generator anew, if the parent had it; ``random`` does so by itself."""
+    generators: Any = sys.modules.get("numpy.random")  # NumPy loads it when it is first used
+    if generators is not None:
+        generators.seed()
 
 
 def _flush() -> None:

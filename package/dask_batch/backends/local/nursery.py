@@ -20,6 +20,7 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,16 @@ class Nursery:
         Where to write if the queue is gone.
     jobs
         Job ids by pid.
+    installation
+        When something was last installed, by folder; empty: what was imported does not matter.
     """
 
     channel: Channel
     entry: str
     journal_path: Path
     jobs: dict[int, str] = field(default_factory=dict)
+    installation: dict[str, int] = field(default_factory=dict)
+    pid: int = field(default_factory=os.getpid)
     orphaned: bool = False
     _wake: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -114,12 +119,21 @@ class Nursery:
     def _start(self, message: Message) -> None:
         """Fork one job."""
         job_id: str = message["job"]
-        order = launch.Order(**message["order"] | {"argv": tuple(message["order"]["argv"])})
+        if _installation(self.installation) != self.installation:
+            self._tell({"type": "declined", "job": job_id})
+            return
+        order = launch.Order.read(message["order"])
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._tell({"type": "failed", "job": job_id, "reason": f"fork: {error}"})
+            return
+        finally:
+            if os.getpid() == self.pid:
+                signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if pid == 0:
             launch.become_job(order, self.entry, self._close)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self.jobs[pid] = job_id
         process = ProcessIdentity.of(pid)
         started = process.started if process is not None else ""
@@ -189,6 +203,22 @@ def _thread_count() -> int:
         return threading.active_count()
 
 
+def _installation(folders: Iterable[str]) -> dict[str, int]:
+    """Return when the folders that installers write to have changed last.
+
+    What is imported here stays as it was. Once something has been installed, a new process might
+    import something else, and so a job must not be forked from this one.
+    """
+    stamps = {}
+    for folder in folders:
+        if folder.rstrip("/").endswith(("site-packages", "dist-packages")):
+            try:
+                stamps[folder] = os.stat(folder).st_mtime_ns
+            except OSError:  # named, but not there
+                stamps[folder] = 0
+    return stamps
+
+
 def _warm_up(preload: list[str], entry: str) -> str:
     """Import what jobs will need; say why this process must not fork, if so."""
     for name in (*_WARM_MODULES, entry.partition(":")[0]):
@@ -215,6 +245,8 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(argv[1])))
     options = json.loads(argv[2])
+    # Looked at before anything is imported: better one false alarm than an old library kept.
+    installation = _installation(sys.path) if options["warm"] else {}
     if options["version"] != PROTOCOL_VERSION:
         trouble = f"it speaks version {PROTOCOL_VERSION}, the queue {options['version']}"
     else:
@@ -228,7 +260,7 @@ def main(argv: list[str]) -> int:
     os.chdir("/")
     os.umask(0o077)
     channel.send_whole({"type": "ready"})
-    Nursery(channel, options["entry"], Path(options["journal"])).run()
+    Nursery(channel, options["entry"], Path(options["journal"]), installation=installation).run()
     return 0
 
 

@@ -143,6 +143,9 @@ class Server:
         except ProtocolError as error:
             _LOG.warning("a client was sent away: %s", error)
             self._drop(client)
+        except Exception:  # other clients' jobs must not end for it
+            _LOG.exception("a client's request has failed")
+            self._drop(client)
 
     def _drop(self, client: Client) -> None:
         self._selector.unregister(client.channel)
@@ -204,6 +207,7 @@ class Server:
     def _keep_house(self, now: float) -> None:
         """See now and then that the socket is where clients look for it."""
         self._housekeeping_at = now + _HOUSEKEEPING_S
+        self._journal.compact_if_large()
         before = self._housing.listener
         if self._housing.check():
             self._selector.unregister(before)

@@ -128,6 +128,7 @@ class Service:
         except RefusedError as error:
             return {"type": "refused", "message": str(error), "name": error.name}
         client.watched.update(numbers)
+        self._supervisor.expect(staged.profiles[:1])
         return {"type": "taken", "first": numbers.start, "count": len(numbers)}
 
     def _entry(self, member: Member, group: str | None) -> Entry:
@@ -211,12 +212,19 @@ class Service:
         job_ids = _strings(message, "jobs")
         for number in self._numbers(job_ids):
             self._cancel_one(number, now)
+        self._cancel_former([text for text in job_ids if not text.startswith(f"{self._here}-")])
+        return {"type": "done"}
+
+    def _cancel_former(self, job_ids: list[str]) -> None:
+        """Kill what still runs of an earlier queue."""
+        if job_ids:
+            self._journal.read_new()
         for text in job_ids:
             former = self._journal.former.jobs.get(text)
-            process = former.process if former is not None and former.outcome is None else None
-            if process is not None and process.alive():
-                processes.kill_session(process.pid)
-        return {"type": "done"}
+            if former is None or former.outcome is not None or former.process is None:
+                continue
+            if former.process.alive():
+                processes.kill_session(former.process.pid)
 
     def _cancel_one(self, number: int, now: float) -> None:
         if self._queue.cancel(number, _CANCELLED.reason):

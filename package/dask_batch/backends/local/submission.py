@@ -8,7 +8,7 @@ A hand-over comes in parts, each a message with any of ``environments`` (objects
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dask_batch.backends.local.protocol import Message, ProtocolError
@@ -69,7 +69,8 @@ def parts(members: Iterable[Member]) -> Iterator[Message]:
             message["environments"].append(dict(profile.environment))
         if id(profile) not in profiles:
             profiles[id(profile)] = len(profiles)
-            wire = asdict(profile) | {"environment": environments[id(profile.environment)]}
+            wire = {item.name: getattr(profile, item.name) for item in fields(profile)}
+            wire["environment"] = environments[id(profile.environment)]
             message["profiles"].append(wire)
         message["jobs"].append(
             [member.name, profiles[id(profile)], member.index, member.parents, member.after]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dask_batch.backends.base import JobState
@@ -12,7 +12,7 @@ from dask_batch.backends.local import outcomes, processes
 from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.processes import ProcessIdentity
-from dask_batch.backends.local.protocol import Channel, Message
+from dask_batch.backends.local.protocol import Channel, Message, ProtocolError
 from dask_batch.backends.local.queue import Outcome, QueuedJob, WorkQueue
 from dask_batch.backends.local.submission import Profile
 from dask_batch.backends.local.workers import WorkerParent, Workers
@@ -53,6 +53,14 @@ class Supervisor:
             self._runs[self._id(job)] = _Run(job.number, job.payload[0])
         self._launch(due)
 
+    def expect(self, profiles: Iterable[Profile]) -> None:
+        """Get ready for jobs that may soon be let go."""
+        for profile in profiles:
+            try:
+                self._workers.prepare(profile)
+            except OSError as error:  # said again, and acted on, when a job is to start
+                _LOG.warning("%s", error)
+
     def _id(self, job: QueuedJob) -> str:
         return str(JobId(self._here, job.number))
 
@@ -82,7 +90,7 @@ class Supervisor:
             for message in channel.receive():
                 self._workers.note(parent, message)
                 self._take(message, now)
-        except EOFError:
+        except (EOFError, ProtocolError, KeyError):  # gone, or out of its mind
             self._bury(parent)
 
     def _take(self, message: Message, now: float) -> None:
@@ -94,6 +102,10 @@ class Supervisor:
             self._journal.running(run.number, run.process)
             if run.profile.run_time_s is not None:
                 run.deadline = now + run.profile.run_time_s
+        elif message["type"] == "failed":
+            self._end(message["job"], Outcome(JobState.NODE_FAILURE, reason=message["reason"]))
+        elif message["type"] == "declined":
+            self._again(message["job"])
         elif message["type"] == "ended":
             outcome = outcomes.from_wait_status(message["status"])
             if run.verdict is not None and outcome.state is not JobState.COMPLETED:
@@ -106,15 +118,8 @@ class Supervisor:
         """Deal with the jobs of a worker parent that is gone."""
         started = dict(parent.jobs)
         unstarted = self._workers.lose(parent)
-        again = []
         for job_id in unstarted:
-            run = self._runs[job_id]
-            job = self._queue.get(run.number)
-            if run.verdict is not None:
-                self._end(job_id, run.verdict)
-            elif job is not None:
-                again.append(job)
-        self._launch(again)
+            self._again(job_id)
         reason = "the process that had started it was killed; how it ended is not known"
         for job_id in started.keys() - unstarted:
             process = started[job_id]
@@ -122,6 +127,15 @@ class Supervisor:
                 processes.signal_session(process.pid, signal.SIGKILL)
             _LOG.warning("%s: %s", job_id, reason)
             self._end(job_id, Outcome(JobState.NODE_FAILURE, reason=reason))
+
+    def _again(self, job_id: str) -> None:
+        """Have a job started that was certainly not started, unless it has been stopped."""
+        run = self._runs[job_id]
+        job = self._queue.get(run.number)
+        if run.verdict is not None:
+            self._end(job_id, run.verdict)
+        elif job is not None:
+            self._launch([job])
 
     def _end(self, job_id: str, outcome: Outcome) -> None:
         run = self._runs.pop(job_id)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dask_batch.backends.local.launch import Order
@@ -32,6 +32,9 @@ __all__ = ["Kind", "WorkerParent", "Workers"]
 
 _LOG = logging.getLogger(__name__)
 _KEEP_IDLE = 4
+_KEEP_IDLE_S = 600.0
+_RECENT_S = 5.0
+"""A parent used this lately is not given up for one with other modules: they would take turns."""
 _UNFIT_FOR_S = 60.0
 
 _SESSION_VARIABLES = frozenset(
@@ -52,33 +55,25 @@ class Kind:
     python: str
     environment: tuple[tuple[str, str], ...] = ()
     preload: tuple[str, ...] = ()
-    directory: str = "/"
     warm: bool = True
 
     @classmethod
     def of(cls, profile: Profile) -> Kind:
         """Return the kind of a job that may be forked."""
         stable = sorted(i for i in profile.environment.items() if i[0] not in _SESSION_VARIABLES)
-        search = profile.environment.get("PYTHONPATH")
-        relative = search is not None and not all(map(os.path.isabs, search.split(os.pathsep)))
-        return cls(
-            python=profile.python,
-            environment=tuple(stable),
-            preload=tuple(sorted(set(profile.preload))),
-            directory=profile.working_directory if relative else "/",
-        )
+        return cls(profile.python, tuple(stable), tuple(sorted(set(profile.preload))))
 
     def plainer(self) -> Kind:
         """Return the kind to try if no parent of this one can serve."""
         if self.warm and self.preload:
-            return Kind(self.python, self.environment, (), self.directory)
+            return Kind(self.python, self.environment)
         return COLD
 
 
 COLD = Kind(sys.executable, warm=False)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class WorkerParent:
     """One process that forks jobs."""
 
@@ -89,6 +84,7 @@ class WorkerParent:
     ready: bool = False
     jobs: dict[str, ProcessIdentity | None] = field(default_factory=dict)
     """Jobs handed to it by id; None until it has told which process it became."""
+    used_at: float = field(default_factory=time.monotonic)
 
 
 class Workers:
@@ -115,19 +111,23 @@ class Workers:
         self._entry, self._journal_path = entry, journal_path
         self._watch, self._unwatch = watch, unwatch
         self._parents: dict[Kind, WorkerParent] = {}
+        self._retired: list[WorkerParent] = []
         self._unfit: dict[Kind, float] = {}
         self._ending: list[subprocess.Popen[bytes]] = []
 
     def __iter__(self) -> Iterator[WorkerParent]:
-        return iter(list(self._parents.values()))
+        return iter([*self._parents.values(), *self._retired])
 
     def prepare(self, profile: Profile) -> WorkerParent:
         """Return the parent for a job, started if need be."""
         kind = self._usable(Kind.of(profile) if profile.warm and profile.cpus == 1 else COLD)
+        if kind.preload and kind not in self._parents and not self._room():
+            kind = self._usable(kind.plainer())
         while True:
             parent = self._parents.pop(kind, None) or self._new(kind)
             if parent is not None:
                 self._parents[kind] = parent  # at the end: the most recently used one
+                parent.used_at = time.monotonic()
                 return parent
             if kind is COLD:
                 raise OSError("no worker parent can be started")
@@ -136,7 +136,7 @@ class Workers:
     def start(self, parent: WorkerParent, job_id: str, profile: Profile, index: int) -> None:
         """Have a parent start a job."""
         parent.jobs[job_id] = None
-        order = asdict(_order(job_id, profile, index, warm=parent.kind.warm))
+        order = _order(job_id, profile, index, warm=parent.kind.warm).wire()
         # If it is gone, that is noticed when its channel is read.
         with contextlib.suppress(OSError):
             parent.channel.send({"type": "start", "job": job_id, "order": order})
@@ -155,8 +155,11 @@ class Workers:
         elif message["type"] == "started":
             identity = ProcessIdentity(message["pid"], message["started"])
             parent.jobs[message["job"]] = identity
-        elif message["type"] == "ended":
+        elif message["type"] in ("ended", "failed"):
             del parent.jobs[message["job"]]
+        elif message["type"] == "declined":
+            del parent.jobs[message["job"]]
+            self._retire(parent)
         elif message["type"] == "unfit":
             _LOG.info("no warm workers from %s: %s", parent.kind.python, message["reason"])
 
@@ -170,8 +173,11 @@ class Workers:
 
     def tidy(self) -> None:
         """Let go of idle parents beyond the most recently used ones; wait for those that end."""
-        idle = [parent for parent in self if not parent.jobs and parent.kind.warm]
-        for parent in idle[: max(0, len(idle) - _KEEP_IDLE)]:
+        idle = [parent for parent in self._parents.values() if not parent.jobs]
+        surplus = idle[: max(0, len(idle) - _KEEP_IDLE)]
+        old = [parent for parent in idle if time.monotonic() - parent.used_at > _KEEP_IDLE_S]
+        spent = [parent for parent in self._retired if not parent.jobs]
+        for parent in {id(parent): parent for parent in (*surplus, *old, *spent)}.values():
             self._dismiss(parent)
         self._ending = [process for process in self._ending if process.poll() is None]
 
@@ -183,8 +189,22 @@ class Workers:
     def _dismiss(self, parent: WorkerParent) -> None:
         self._unwatch(parent.channel)
         parent.channel.close()
-        self._parents.pop(parent.kind, None)
+        if parent in self._retired:
+            self._retired.remove(parent)
+        else:
+            self._parents.pop(parent.kind, None)
         self._ending.append(parent.process)
+
+    def _retire(self, parent: WorkerParent) -> None:
+        """Give no more jobs to a parent; those it has go on."""
+        if self._parents.get(parent.kind) is parent:
+            self._retired.append(self._parents.pop(parent.kind))
+
+    def _room(self) -> bool:
+        """Whether one more warm parent may be kept beside those that are in use."""
+        recent = time.monotonic() - _RECENT_S
+        in_use = [p for p in self._parents.values() if p.jobs or p.used_at > recent]
+        return len(in_use) < _KEEP_IDLE
 
     def _usable(self, kind: Kind) -> Kind:
         """Return the kind, or a plainer one if it was found unfit just now."""
@@ -212,7 +232,7 @@ class Workers:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=_parent_environment(kind),
-                cwd=kind.directory,
+                cwd="/",
                 start_new_session=True,
             )
         except OSError as error:
