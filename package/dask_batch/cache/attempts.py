@@ -1,0 +1,121 @@
+"""What a job leaves behind beside a result: that it started, and that it ended without one.
+
+Both are written once, in ``attempts/<shard>/``. ``<key>.<generation>.start`` is made by the job
+that is first to start an attempt; a second job finds it and waits for the first. When the batch
+system starts the *same* job again (requeued after a node failure or a preemption), it succeeds
+itself by ``<key>.<generation>.start.1``, ``.2``, and so on: the highest counts.
+``<key>.<generation>.end`` tells how an attempt ended that has no result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dask_batch.cache.files import publish_bytes, read_owned
+from dask_batch.cache.records import seal, unseal
+from dask_batch.cache.store import Cache
+from dask_batch.errors import DamagedEntryError
+
+__all__ = ["end", "ended", "read_end", "read_start", "start"]
+
+
+def start(
+    cache: Cache, key: str, generation: int, record: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Record that a job starts an attempt, unless another job has.
+
+    Parameters
+    ----------
+    cache, key, generation
+        The attempt.
+    record
+        JSON: who starts it. ``job_id`` and ``restart``, how often the batch system has started
+        this job again, decide whether a job succeeds itself.
+
+    Returns
+    -------
+    dict or None
+        None if the attempt is ours to make; else the record of the one that makes it.
+    """
+    while True:
+        number, current = _last_start(cache, key, generation)
+        if current is not None and not _succeeds(record, current):
+            return current
+        if publish_bytes(_start_path(cache, key, generation, number + 1), seal(record)):
+            return None
+
+
+def _succeeds(record: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Tell whether a start is a later one of the same job."""
+    job_id = record.get("job_id")
+    same = job_id is not None and current.get("job_id") == job_id
+    return same and int(record.get("restart") or 0) > int(current.get("restart") or 0)
+
+
+def end(cache: Cache, key: str, generation: int, record: Mapping[str, Any]) -> bool:
+    """Record how an attempt ended without a result; False if that was on record.
+
+    The record is JSON: ``outcome``, ``message``, ``function``, ``job_id``, ``traceback``,
+    ``exception`` (pickled, base64), and what else the reader is to know.
+    """
+    return publish_bytes(_base(cache, key, generation, ".end"), seal(record))
+
+
+def read_start(cache: Cache, key: str, generation: int) -> dict[str, Any] | None:
+    """Return the record of the job that makes an attempt; None if none has started."""
+    return _last_start(cache, key, generation)[1]
+
+
+def read_end(cache: Cache, key: str, generation: int) -> dict[str, Any] | None:
+    """Return how an attempt ended without a result; None if it did not.
+
+    Of a damaged record only that much is left: it ended.
+    """
+    try:
+        return unseal(read_owned(_base(cache, key, generation, ".end")))
+    except FileNotFoundError:
+        return None
+    except DamagedEntryError:
+        message = "it ended without a result; the record that says how is damaged"
+        return {"outcome": "unknown", "message": message, "damaged": True}
+
+
+def ended(cache: Cache, generations: Mapping[str, int]) -> set[str]:
+    """Return the keys whose attempts, of the given generations, ended without a result."""
+    found: set[str] = set()
+    by_shard = itertools.groupby(sorted(generations.items()), key=lambda item: item[0][:2])
+    for _, members in by_shard:
+        wanted = {f"{key}.{generation}.end": key for key, generation in members}
+        some_key = next(iter(wanted.values()))
+        try:
+            there = os.listdir(_base(cache, some_key, 0, "").parent)
+        except FileNotFoundError:
+            continue
+        found.update(wanted[name] for name in there if name in wanted)
+    return found
+
+
+def _last_start(cache: Cache, key: str, generation: int) -> tuple[int, dict[str, Any] | None]:
+    """Return number and record of the last start; -1 and None if there is none."""
+    last: dict[str, Any] | None = None
+    for number in itertools.count():
+        try:
+            last = unseal(read_owned(_start_path(cache, key, generation, number)))
+        except FileNotFoundError:
+            return number - 1, last
+        except DamagedEntryError:
+            last = {"damaged": True}
+    raise AssertionError("starts have an end")
+
+
+def _start_path(cache: Cache, key: str, generation: int, number: int) -> Path:
+    return _base(cache, key, generation, f".start.{number}" if number else ".start")
+
+
+def _base(cache: Cache, key: str, generation: int, suffix: str) -> Path:
+    cache.path_of(key)  # refuses what is no key
+    return cache.path / "attempts" / key[:2] / f"{key}.{int(generation)}{suffix}"

@@ -1,0 +1,101 @@
+"""The log of a hand-over: JSON lines, each file with a single writer.
+
+The owner of a run writes ``<id>.log``; the n-th heir, who finishes the hand-over of a dead owner,
+writes ``<id>.log.<n>``. So no line is ever appended behind another process's torn one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dask_batch.cache.files import append_line, publish_bytes, read_lines, read_owned
+from dask_batch.cache.owner import Owner
+from dask_batch.cache.records import unseal
+from dask_batch.errors import DamagedEntryError
+
+__all__ = ["RunLog", "append_event", "heirs", "read_log"]
+
+_SETTLING = frozenset({"released", "aborted", "closed"})
+
+
+@dataclass(frozen=True, slots=True)
+class RunLog:
+    """What is known about the hand-over of a run."""
+
+    events: tuple[Mapping[str, Any], ...] = ()
+    """All that was recorded, in order."""
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """The ids of the jobs that were accepted, by the jobs' names."""
+    accepted: bool = False
+    """All jobs were."""
+    released: bool = False
+    aborted: bool = False
+    closed: bool = False
+
+    @property
+    def length(self) -> int:
+        """How many events were recorded: it grows while somebody is at work."""
+        return len(self.events)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the hand-over came to an end."""
+        return self.released or self.aborted or self.closed
+
+    @property
+    def errors(self) -> tuple[Mapping[str, Any], ...]:
+        """The events that tell of errors."""
+        return tuple(event for event in self.events if event["event"] == "error")
+
+
+def append_event(run_path: Path, event: Mapping[str, Any], heir: int | None) -> None:
+    """Record an event, as the owner of a run or as its heir of that number."""
+    suffix = ".log" if heir is None else f".log.{heir}"
+    append_line(run_path.with_suffix(suffix), event)
+    if event.get("event") in _SETTLING:
+        # Spares those who look for unsettled runs the reading of every log.
+        publish_bytes(run_path.with_suffix(".settled"), b"", durable=False)
+
+
+def read_log(run_path: Path) -> RunLog:
+    """Read the log of a run: its owner's, then those of its heirs."""
+    events: list[Mapping[str, Any]] = []
+    events += read_lines(run_path.with_suffix(".log"))
+    for number, holder in heirs(run_path):
+        if holder is not None:
+            events += read_lines(run_path.with_suffix(f".log.{number}"))
+    events = [event for event in events if isinstance(event.get("event"), str)]
+    said = {event["event"] for event in events}
+    ids = {
+        str(event["name"]): str(event["id"])
+        for event in events
+        if event["event"] == "job" and "name" in event and "id" in event
+    }
+    return RunLog(
+        tuple(events), ids, "accepted" in said, "released" in said, "aborted" in said,
+        "closed" in said,
+    )  # fmt: skip
+
+
+_NOBODY = Owner("", "", 0, "")
+
+
+def heirs(run_path: Path) -> Iterator[tuple[int, Owner | None]]:
+    """Yield the heirs of a run by number, the last of them None: the place that is vacant.
+
+    An heir whose record is damaged is one that nobody can be.
+    """
+    for number in itertools.count():
+        try:
+            record = unseal(read_owned(run_path.with_suffix(f".heir.{number}")))
+        except FileNotFoundError:
+            yield number, None
+            return
+        except DamagedEntryError:
+            yield number, _NOBODY
+            continue
+        yield number, Owner(**record)

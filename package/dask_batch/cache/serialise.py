@@ -1,0 +1,112 @@
+"""Values as datasets: arrays typed, everything else pickled with its buffers out of band."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dask_batch.cache import dtypes
+from dask_batch.cache.layout import Part
+from dask_batch.code import pickling
+from dask_batch.errors import SerializationError
+
+__all__ = ["Serialised", "deserialise", "flat", "serialise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Serialised:
+    """A value taken apart."""
+
+    form: Mapping[str, Any]
+    """How to put it together again: JSON, kept in the head."""
+    parts: tuple[Part, ...]
+
+
+def serialise(value: Any) -> Serialised:
+    """Take a value apart without copying its arrays.
+
+    Raises
+    ------
+    SerializationError
+        It cannot be pickled; the exception that says why is its ``__cause__``.
+
+    Notes
+    -----
+    Of an array's memory layout it is kept whether it is C or Fortran contiguous; one that is
+    neither is copied and comes back C contiguous. A ``numpy.memmap`` is stored as the array that
+    it shows, and comes back as an array.
+    """
+    if type(value) in (np.ndarray, np.memmap):
+        described = dtypes.describe(value.dtype)
+        if described is not None:
+            return _array(value, described, "array")
+    elif isinstance(value, np.generic) and type(value) is value.dtype.type:
+        described = dtypes.describe(value.dtype)
+        # Of a text scalar NumPy would drop trailing zeros; pickled as its bare type it keeps them.
+        if described is not None and not isinstance(value, np.character):
+            return _array(np.asarray(value), described, "scalar")
+    return _pickled(value)
+
+
+def _array(array: np.ndarray[Any, Any], described: Any, form: str) -> Serialised:
+    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+    shown = np.ascontiguousarray(array.T if fortran else array).view(np.ndarray)
+    order = "F" if fortran else "C"
+    part = Part(
+        "value",
+        shown.reshape(-1).view(np.uint8).data,
+        dtypes.storage(array.dtype),
+        # ascontiguousarray makes one axis of none.
+        shown.shape if array.ndim else (),
+        {"dtype": described, "order": order},
+    )
+    return Serialised(
+        {"form": form, "dtype": described, "shape": list(array.shape), "order": order}, (part,)
+    )
+
+
+def _pickled(value: Any) -> Serialised:
+    try:
+        pickled = pickling.dumps(value)
+    except SerializationError:
+        raise
+    except Exception as cause:
+        raise SerializationError(
+            f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be "
+            f"pickled: {cause}"
+        ) from cause
+    parts = [Part("pickle", memoryview(pickled.data), attributes={"protocol": 5})]
+    parts += [Part(f"buffers/{i}", flat(b)) for i, b in enumerate(pickled.buffers)]
+    return Serialised({"form": "pickle"}, tuple(parts))
+
+
+def flat(buffer: Any) -> memoryview:
+    """Return a contiguous buffer as bytes, without a copy."""
+    if isinstance(buffer, pickle.PickleBuffer):
+        return buffer.raw()
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def deserialise(form: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """Put a value together again; its arrays share memory with the buffers.
+
+    Parameters
+    ----------
+    form
+        What :func:`serialise` returned as such.
+    buffers
+        The content of the parts, in order.
+    """
+    if form["form"] == "pickle":
+        return pickling.loads(bytes(buffers[0]), tuple(buffers[1:]))
+    dtype = dtypes.restore(form["dtype"])
+    shape = tuple(form["shape"])
+    if not buffers[0].nbytes:
+        return np.empty(shape, dtype, order=form["order"])
+    array = np.frombuffer(buffers[0], dtype=dtype).reshape(shape, order=form["order"])
+    return array[()] if form["form"] == "scalar" else array
