@@ -111,7 +111,13 @@ def prune(
 def _new(
     names: Iterable[Hashable], keyed: Mapping[Hashable, Keyed], seen: dict[str, Hashable]
 ) -> list[Hashable]:
-    return [name for name in names if seen.setdefault(keyed[name].key, name) is name]
+    new = []
+    for name in names:
+        key = keyed[name].key
+        if key not in seen:
+            seen[key] = name
+            new.append(name)
+    return new
 
 
 def equal_annotations(one: Task, other: Task) -> bool:
@@ -152,6 +158,7 @@ def chains(
             and fuse != "none"
             and before[0] not in kept
             and len(uses[before[0]]) == 1
+            and chain[-1] in references(tasks[name].expression)  # and not another of that key
             and _may_share(chain[-1], name, tasks, keyed, fuse)
             and equal(tasks[chain[-1]], tasks[name])
         ):

@@ -14,6 +14,7 @@ from typing import Any
 
 import dask
 from dask._expr import Expr, HLGExpr, _ExprSequence, _HLGExprSequence
+from dask.blockwise import Blockwise
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import ensure_dict
@@ -21,6 +22,7 @@ from dask.utils import ensure_dict
 from dask_batch.errors import GraphError
 from dask_batch.graph.dask_spec.nodes import Block, expression
 from dask_batch.graph.dask_spec.shuffles import mend_expression
+from dask_batch.graph.writers import is_writer
 from dask_batch.spec import references
 
 __all__ = ["Delivery", "deliver"]
@@ -103,6 +105,7 @@ def _add_layers(delivery: Delivery, operand: Any) -> None:
         keys = list(dict.fromkeys([key for key in keys if key not in finalizers] + chunks))
     delivery.layers.update(graph.layers)
     delivery.finalizers.update(finalizers)
+    keys += _written(graph)
     optimize = operand.low_level_optimizer
     delivery.graph.update(ensure_dict(graph if optimize is None else optimize(graph, keys)))
 
@@ -131,6 +134,31 @@ def _is_finalizer(
     return getattr(layer[key], "func", None) in functions
 
 
+def _written(graph: HighLevelGraph) -> list[Hashable]:
+    """List the keys that writers write.
+
+    As keys that are wanted they are not fused with the writer: it runs every time, they need not.
+    """
+    sources = {
+        source
+        for name, layer in graph.layers.items()
+        if _layer_writes(layer)
+        for source in graph.dependencies[name]
+    }
+    return [key for name in graph.layers if name in sources for key in graph.layers[name]]
+
+
+def _layer_writes(layer: Any) -> bool:
+    nodes = (layer.task,) if isinstance(layer, Blockwise) else layer.values()
+    return any(_node_writes(node) for node in nodes)
+
+
+def _node_writes(node: Any) -> bool:
+    if type(node) is tuple and node:
+        return is_writer(node[0])
+    return hasattr(node, "func") and is_writer(node.func)
+
+
 def _chunks(finalizer: Any) -> Iterator[Hashable]:
     """Yield what a finalize task puts together, in order (its ``dependencies`` are a set)."""
     return references(expression(finalizer, Block(finalizer.key, {})))
@@ -139,7 +167,11 @@ def _chunks(finalizer: Any) -> Iterator[Hashable]:
 def _add_expression(delivery: Delivery, operand: Any) -> None:
     """Add an operand that is an expression: a DataFrame."""
     asked = list(flatten(operand.__dask_keys__()))
-    final = mend_expression(operand).fuse()
-    delivery.graph.update(final.__dask_graph__())
+    final = mend_expression(operand)
+    graph = final.__dask_graph__()
+    if not any(_node_writes(node) for node in graph.values()):
+        final = final.fuse()
+        graph = final.__dask_graph__()
+    delivery.graph.update(graph)
     given = list(flatten(final.__dask_keys__()))
     delivery.renamed.update({old: new for old, new in zip(asked, given, strict=True) if old != new})

@@ -18,6 +18,7 @@ from dask_batch.graph.annotations import Annotations
 from dask_batch.graph.dask_spec.delivery import Delivery, deliver
 from dask_batch.graph.dask_spec.layers import annotated_keys, delayed_keys
 from dask_batch.graph.dask_spec.nodes import Block, expression, substitute
+from dask_batch.graph.dask_spec.shuffles import mend_tasks
 from dask_batch.graph.writers import check_writers, writes
 from dask_batch.spec import Build, Call, Expression, Let, Ref, Task, evaluate, references
 
@@ -90,7 +91,7 @@ def ingest(
     delayed = delayed_keys(delivery.layers)
     tasks = {
         name: _task(name, body, said=said, fusable=name not in delayed)
-        for name, body in walk.bodies.items()
+        for name, body in mend_tasks(walk.bodies).items()
     }
     check_writers(tasks.values())
     required = dict.fromkeys(

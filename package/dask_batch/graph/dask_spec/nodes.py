@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import dask.delayed
 from dask._task_spec import (
     Alias,
     DataNode,
@@ -35,6 +36,8 @@ from dask_batch.spec import Build, Call, Expression, Let, Origin, Ref, reference
 __all__ = ["Block", "expression", "substitute"]
 
 _CONTAINERS: Final = (list, tuple, set, frozenset)
+# How dask 2025.4 calls a function with keyword arguments; later versions need nothing for it.
+_APPLY: Final = getattr(dask.delayed, "_apply2", object())
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,20 @@ def _call(node: Task, block: Block) -> Expression:
         if isinstance(made, Build) and made.kind in (list, tuple):
             return Build(node.func, made.items)
     kwargs = {name: expression(value, block) for name, value in node.kwargs.items()}
+    if node.func is _APPLY and isinstance(given := _dictionary(kwargs["dask_kwargs"]), dict):
+        return Call(args[0], args[1:], given)
     return Call(node.func, args, kwargs)
+
+
+def _dictionary(made: Expression) -> Expression:
+    """Read a dictionary of keyword arguments, if their names are plain to see."""
+    if isinstance(made, Call) and made.function is dict and len(made.args) == 1:
+        pairs = made.args[0]
+        if isinstance(pairs, Build) and all(isinstance(p, Build) for p in pairs.items):
+            return dict(pair.items for pair in pairs.items)
+    if isinstance(made, Build) and made.kind is dict:
+        return dict(zip(made.items[::2], made.items[1::2], strict=True))
+    return made
 
 
 def _let(node: Task, block: Block) -> Expression:

@@ -8,10 +8,17 @@ neither. The nodes take the same operands, so they can still be exchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+import functools
+import operator
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Final, TypeAlias
 
-__all__ = ["mend_expression"]
+from dask_batch.errors import GraphError
+from dask_batch.spec import Build, Call, Expression, Ref
+
+__all__ = ["mend_expression", "mend_tasks"]
+
+_EXPRESSIONS: Final = "dask.dataframe.dask_expr._shuffle"
 
 Rule: TypeAlias = Callable[[Any], Any]
 
@@ -69,3 +76,79 @@ def _rules() -> Mapping[type, Rule]:
         _shuffle.P2PShuffle: from_workers,
         _merge.HashJoinP2P: from_join,
     }
+
+
+def mend_tasks(bodies: Mapping[Hashable, Expression]) -> dict[Hashable, Expression]:
+    """Exchange disk shuffles of DataFrames that have already become tasks.
+
+    That is how they arrive when DataFrames are computed together with arrays or bags. Each
+    partition is split into a dictionary, and an output takes its share of every dictionary.
+
+    Raises
+    ------
+    GraphError
+        A shuffle is left that jobs cannot do.
+    """
+    splits: dict[Hashable, list[Hashable]] = {}
+    for name, body in bodies.items():
+        if _is(body, _EXPRESSIONS, "DiskShuffle._shuffle_group"):
+            splits.setdefault(body.args[3].name, []).append(name)
+    mended = dict(bodies)
+    for name, body in bodies.items() if splits else ():
+        if _is(body, _EXPRESSIONS, "DiskShuffle._shuffle_group"):
+            mended[name] = _split(name, body)
+        elif _is(body, "dask.dataframe.shuffle", "collect") and body.args[0].name in splits:
+            mended[name] = _gather(splits[body.args[0].name], body.args[1])
+        elif _is(body, "dask.dataframe.shuffle", "barrier") or name in splits:
+            del mended[name]
+    for name, body in mended.items():
+        _check(name, body)
+    return mended
+
+
+def _is(body: Expression, module: str, name: str) -> bool:
+    function = body.function if isinstance(body, Call) else None
+    return (
+        getattr(function, "__qualname__", None) == name
+        and getattr(function, "__module__", None) == module
+    )
+
+
+def _split(name: Hashable, body: Call) -> Call:
+    from dask.dataframe.dask_expr._shuffle import SimpleShuffle
+
+    frame, column, partitions, _ = body.args
+    count = len(partitions)
+    if list(partitions) != list(range(count)):
+        raise GraphError(
+            f"the task {name!r} shuffles through a disk for a few partitions only, and its "
+            f"DataFrame is computed together with other collections. Compute it by itself, or set "
+            f"dask.config.set({{'dataframe.shuffle.method': 'tasks'}}) before"
+        )
+    return Call(SimpleShuffle._shuffle_group, (frame, None, column, 0, count, count, False, count))
+
+
+def _gather(splits: list[Hashable], partition: int) -> Call:
+    from dask.dataframe.core import _concat
+
+    shares = tuple(Call(operator.getitem, (Ref(split), partition)) for split in splits)
+    return Call(_concat, (Build(list, shares), False))
+
+
+def _check(name: Hashable, body: Expression) -> None:
+    """Refuse what passes data by other ways than results."""
+    function = body.function if isinstance(body, Call) else None
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = getattr(function, "__module__", None) or type(function).__module__
+    if module.partition(".")[0] == "partd":
+        raise GraphError(
+            f"the task {name!r} shuffles through a directory on one machine's disk, which jobs do "
+            f"not share. Ask for tasks instead: bag.groupby(..., shuffle='tasks')"
+        )
+    if module.startswith("distributed.shuffle"):
+        raise GraphError(
+            f"the task {name!r} passes data between live workers of dask.distributed, which jobs "
+            f"are not. Set dask.config.set({{'dataframe.shuffle.method': 'tasks', "
+            f"'array.rechunk.method': 'tasks'}}) before the computation is built"
+        )
