@@ -13,7 +13,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from dask_batch.backends.command import client_environment
 from dask_batch.backends.registry import choose_backend
@@ -64,8 +64,8 @@ class Options:
     resource_rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     max_jobs: int | None = None
     max_workers: int | None = None
-    fuse: str = "auto"
-    key_versions: str = "minor"
+    fuse: Literal["auto", "linear", "none"] = "auto"
+    key_versions: Literal["minor", "exact", "none"] = "minor"
     shortest_poll_s: float = 5.0
     longest_poll_s: float = 120.0
     input_grace_s: float = 60.0

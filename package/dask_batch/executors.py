@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from dask_batch.config import Options, resolve
 from dask_batch.future import BatchFuture
+from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session, open_session
 
 __all__ = ["BatchExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
@@ -207,10 +208,8 @@ class BatchExecutor(concurrent.futures.Executor):
         """Return the script that a call with these resources would be submitted with."""
         return self._session.script(resource_dict or {})
 
-    def get_cache_data(self) -> list[dict[str, Any]]:
+    def get_cache_data(self) -> list[CacheEntry]:
         """Return what the cache knows of every result: see :func:`dask_batch.get_cache_data`."""
-        from dask_batch.runs import get_cache_data
-
         return get_cache_data(self._session.cache.path)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import queue
 import threading
@@ -37,7 +38,7 @@ class CollectionFuture(BatchFuture):
         for part in set(parts.values()):
             part.add_done_callback(self._part_done)
 
-    def _part_done(self, part: BatchFuture) -> None:
+    def _part_done(self, part: concurrent.futures.Future[Any]) -> None:
         if part.cancelled():
             self._cancel_running()
             self._claim()

@@ -21,7 +21,7 @@ from dask_batch.backends.templating import template_variables
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
 from dask_batch.config import Options
-from dask_batch.errors import UncacheableWarning
+from dask_batch.errors import ConfigurationError, UncacheableWarning
 from dask_batch.graph import plan
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.dask_spec import Graph
@@ -121,6 +121,10 @@ class Preparer:
         keys = self._keys(outside)
         keyed = keys.of({_CALL: task}, [_CALL])
         _warn_uncacheable([task], keyed)
+        options = resources.task_options(asked)
+        self._name(options, keyed[_CALL].key)
+        if options.refresh:
+            self.cache.retire(keyed[_CALL].key)
         pack = _Pack(outside, keys.hasher, keyed, surroundings)
         return pack.job([task], self.call_resources(asked), wanted=True)
 
@@ -133,7 +137,6 @@ class Preparer:
     def graph(
         self,
         graph: Graph,
-        resource_dict: Mapping[str, Any],
         surroundings: Surroundings,
         *,
         refresh: bool = False,
@@ -143,9 +146,7 @@ class Preparer:
         Parameters
         ----------
         graph
-            What was ingested.
-        resource_dict
-            Resources of its tasks; annotations and rules prevail over them.
+            What was ingested, with all that was said about its tasks.
         surroundings
             The client's.
         refresh
@@ -161,10 +162,12 @@ class Preparer:
         keyed = keys.of(graph.tasks, graph.required)
         _warn_uncacheable(graph.tasks.values(), keyed)
         by_name = {name: found.key for name, found in keyed.items()}
+        needs = _Needs()
+        for task in graph.tasks.values():
+            self._name(needs.options(task), by_name[task.name])
         if refresh:
             for key in set(by_name.values()):
                 self.cache.retire(key)
-        needs = _Needs(self.options.resource_dict, resource_dict)
         planned = plan.plan(
             graph.tasks,
             keyed,
@@ -184,6 +187,18 @@ class Preparer:
         running = sum(len(job.names) for job in planned)
         return PreparedGraph(tuple(jobs), by_name, len(graph.tasks) - running)
 
+    def _name(self, options: resources.TaskOptions, key: str) -> None:
+        """Give an entry the name that the user wants for it."""
+        if options.cache_key is None:
+            return
+        other = self.cache.bind_name(options.cache_key, key)
+        if other is not None and other != key:
+            raise ConfigurationError(
+                f"cache_key={options.cache_key!r} names another entry ({other[:12]}): its function "
+                f"or arguments differ from those of this task ({key[:12]}). Take another name, or "
+                "leave it to the content."
+            )
+
     def _present(self, keys: Collection[str]) -> set[str]:
         return {key for key in self.cache.present(keys) if self.cache.check(key)}
 
@@ -198,20 +213,28 @@ class Preparer:
 class _Needs:
     """The resources of tasks in normal form; equal annotations are checked once."""
 
-    def __init__(self, *below: Mapping[str, Any]) -> None:
-        self._below = below
+    def __init__(self) -> None:
         self._checked: dict[str, dict[str, Any]] = {}
+        self._options: dict[str, resources.TaskOptions] = {}
 
     def of(self, task: Task) -> dict[str, Any]:
         """Return what a task of a graph needs."""
         said = said_resources(task.annotations)
         known = repr(said)
         if known not in self._checked:
-            asked = resources.merge_resources(*self._below, said)
+            asked = resources.merge_resources(said)
             self._checked[known] = resources.for_dask_task(
                 asked, template_variables=_variables(asked)
             )
         return self._checked[known]
+
+    def options(self, task: Task) -> resources.TaskOptions:
+        """Return how the result of a task is to be kept."""
+        said = said_resources(task.annotations)
+        known = repr(said)
+        if known not in self._options:
+            self._options[known] = resources.task_options(said)
+        return self._options[known]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +328,7 @@ def function_name(task: Task) -> str:
     expression = task.expression
     if task.name == _CALL and isinstance(expression, Call):
         return name_of(expression.function)
-    return key_split(task.name)
+    return str(key_split(task.name))
 
 
 def name_of(function: Any) -> str:

@@ -176,16 +176,16 @@ class Session:
         """
         import dask
 
+        asked = resources.merge_resources(self.options.resource_dict, resource_dict)
+        said = dask.get_annotations()
         graph = ingest(
             dsk,
             keys,
-            annotations=dask.get_annotations(),
+            annotations={**said, "resources": {**asked, **(said.get("resources") or {})}},
             resource_rules=self.options.resource_rules,
         )
         try:
-            prepared = self._preparer.graph(
-                graph, resource_dict, self.surroundings(), refresh=refresh
-            )
+            prepared = self._preparer.graph(graph, self.surroundings(), refresh=refresh)
         except NotYet as not_yet:
             raise ConfigurationError(
                 f"the graph holds {not_yet.future!r}, which has not ended: wait for it first, or "

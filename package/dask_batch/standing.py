@@ -229,7 +229,7 @@ class Standings:
 
     def standing(self, claim: Claim, job_id: str | None) -> Standing:
         """Return the standing of a claim whose job is alive."""
-        index = claim.run.index_of(claim.job_name)
+        index = int(claim.job_name.rpartition("-")[2])  # a job's name ends with its index
         return Standing(
             claim.key,
             claim.generation,

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dask_batch.cache.files import make_directory, publish_bytes, read_owned
+from dask_batch.cache.files import make_directory, publish_bytes
 from dask_batch.cache.owner import Owner
-from dask_batch.cache.records import seal, unseal
-from dask_batch.cache.runlog import RunLog, append_event, heirs, read_log
+from dask_batch.cache.records import read_record, seal
+from dask_batch.cache.runlog import NOBODY, RunLog, append_event, heirs, read_log
 from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError, MissingEntryError
 
@@ -98,11 +98,19 @@ class Claims:
         if run_id not in self._runs:
             path = self._run_path(run_id)
             try:
-                record = unseal(read_owned(path))
+                record = read_record(path)
             except FileNotFoundError as error:
                 raise MissingEntryError(f"there is no run {run_id}") from error
             self._remember(_run_from(record))
         return self._runs[run_id]
+
+    def run_ids(self) -> list[str]:
+        """Return the ids of all runs, in their order, which is that of time."""
+        try:
+            names = os.listdir(self._cache.path / "runs")
+        except FileNotFoundError:
+            return []
+        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
     def unsettled(self) -> list[Run]:
         """Return the runs whose hand-over never came to an end, oldest first."""
@@ -148,6 +156,10 @@ class Claims:
         """Return the claim of the highest generation on a key."""
         generation = self._last_generation(key)
         return None if generation < 0 else self._read(key, generation)
+
+    def superseded(self, key: str, generation: int) -> bool:
+        """Whether a later attempt at a key has been claimed. Reads no run: a job can ask."""
+        return self._last_generation(key) > generation
 
     def generations(self, key: str) -> list[Claim]:
         """Return all claims on a key, in the order of their generations."""
@@ -205,7 +217,7 @@ class Claims:
         status = os.stat(path, follow_symlinks=False)
         file = (status.st_dev, status.st_ino, status.st_mtime_ns)
         if file not in self._run_of_file:
-            record = unseal(read_owned(path))
+            record = read_record(path)
             run = self.run(record["run"]) if "run" in record else _run_from(record)
             if run.id not in self._runs:
                 self._remember(run)
@@ -268,7 +280,7 @@ class Claims:
             if holder == owner:
                 self._heir[run_id] = number
                 return True
-            if not dead(holder):
+            if holder != NOBODY and not dead(holder):
                 return False
         raise AssertionError("heirs end with a vacancy")
 

@@ -11,6 +11,7 @@ from typing import Any
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Owner
 from dask_batch.cache.store import Cache
+from dask_batch.code.origin import Granularity, cut_version
 from dask_batch.inputs import InputFile
 
 __all__ = [
@@ -34,11 +35,9 @@ def interpreter_changes(common: Mapping[str, Any]) -> str:
     )
 
 
-def library_changes(libraries: Mapping[str, str], key_versions: str) -> str:
+def library_changes(libraries: Mapping[str, str], key_versions: Granularity) -> str:
     """Compare the versions of the libraries that the task's key contains."""
     from importlib import metadata
-
-    from dask_batch.code.origin import cut_version
 
     for name, hashed in libraries.items():
         try:
@@ -87,6 +86,8 @@ def starter_is_dead(start: Mapping[str, Any]) -> bool:
 
     Only the host it ran on can tell; elsewhere it counts as alive.
     """
+    if start.get("damaged"):
+        return False
     owner = Owner(
         host=start["host"],
         boot_id=start["boot_id"],

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_batch.cache import attempts
-from dask_batch.cache.claims import Owner
+from dask_batch.cache.claims import Claims, Owner
 from dask_batch.cache.definitions import Definition, read_definition
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
@@ -86,6 +86,9 @@ class Attempt:
         """Make the attempt and return the exit code."""
         if self.cache.check(self.key):
             return 0
+        if Claims(self.cache).superseded(self.key, self.generation):
+            print("dask-batch: a later attempt has taken the place of this job", file=sys.stderr)
+            return _FAILED
         if not self._first():
             return self._wait_for_first()
         try:
