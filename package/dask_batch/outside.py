@@ -103,7 +103,9 @@ class Outside:
             return "result", known[1]
 
         pickled = pickling.dumps(value, persistent_id=persistent_id, where=where)
-        return pickled, frozenset(self._referenced)
+        # The buffers are views of the caller's memory, which the caller may change from now on.
+        owned = tuple(memoryview(bytes(buffer)) for buffer in pickled.buffers)
+        return Pickled(pickled.data, owned), frozenset(self._referenced)
 
     def _entry(self, value: Any, hasher: ContentHasher | None = None) -> str:
         """Make a value an entry of the cache, unless it is one; return its key."""

@@ -47,6 +47,7 @@ class LocalBackend:
     """
 
     name = "local"
+    shared = False
     default_max_jobs: int | None = None
 
     def __init__(self, *, max_workers: int | None = None) -> None:
