@@ -23,6 +23,8 @@ from collections.abc import Iterable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, Literal, TypeAlias
 
+from dask_batch.code.namespaces import TravelledModule
+
 __all__ = [
     "Granularity",
     "cut_version",
@@ -66,6 +68,8 @@ def is_user_module(name: str | None) -> bool:
     if name.partition(".")[0] == _OWN:
         return False
     module = sys.modules.get(name)
+    if isinstance(module, TravelledModule):
+        return True
     file = None if module is None else getattr(module, "__file__", None)
     if isinstance(file, str):
         return _is_user_file(file)

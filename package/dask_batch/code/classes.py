@@ -1,0 +1,197 @@
+"""User classes by value: their parts, their identity, and how they are made again.
+
+The parts of a class are those that cloudpickle finds; this module is the only one that touches
+what is private there. Two things are added: attributes that the members of an enum were given by
+its ``__init__``, and classes whose base insists on keywords in ``__init_subclass__``.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+import types
+import typing
+import weakref
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType, MemberDescriptorType
+from typing import Any
+
+from cloudpickle import cloudpickle
+
+from dask_batch.code.wire import identity_of, know_class
+
+__all__ = ["class_parts", "identity", "make_class", "set_attributes"]
+
+_alive: dict[str, list[weakref.ref[type]]] = {}
+"""Classes by their digest, in the order in which they were first pickled."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_PASSING = frozenset(
+    {"__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__", "_abc_impl"}
+)
+_ENUM_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_", "_hashable_values_"})
+
+
+def class_parts(cls: type) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Take a class apart.
+
+    Returns
+    -------
+    kind, parts, state
+        What :func:`make_class` and :func:`set_attributes` put together again.
+    """
+    _, made_of, (attributes, _), *_ = cloudpickle._dynamic_class_reduce(cls)
+    if not issubclass(cls, enum.Enum):
+        metaclass, name, bases, keywords = made_of[:4]
+        if not typing.is_typeddict(cls) and "__orig_bases__" in vars(cls):
+            # Those would be resolved again: right for a TypedDict, wrong for a NamedTuple.
+            bases, keywords = cls.__bases__, {**keywords, "__orig_bases__": bases}
+        if "__slots__" in vars(cls):
+            slots = _slots(cls)
+            keywords = {**keywords, "__slots__": slots}
+            attributes = {k: v for k, v in attributes.items() if k not in slots}
+        return "class", (metaclass, name, bases, keywords), {"attributes": attributes}
+    bases, name, qualname, _, module = made_of[:5]
+    values = {name_: member._value_ for name_, member in cls.__members__.items()}
+    for alias in values:
+        attributes.pop(alias, None)
+    extra = {
+        member.name: given
+        for member in cls
+        if (given := {k: v for k, v in vars(member).items() if k not in _ENUM_OWN})
+    }
+    return (
+        "enum",
+        (bases, name, qualname, values, module),
+        {
+            "attributes": attributes,
+            "members": extra,
+        },
+    )
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    """Return the slots that a class itself adds, by their mangled names."""
+    own = vars(cls)
+    members = [k for k, v in own.items() if isinstance(v, MemberDescriptorType)]
+    return (*members, *(k for k in ("__dict__", "__weakref__") if k in own))
+
+
+def make_class(kind: str, parts: tuple[Any, ...]) -> type:
+    """Make a class that has no attributes yet, so that they may refer to it."""
+    if kind == "enum":
+        return cloudpickle._make_skeleton_enum(*parts, None, None)  # type: ignore[no-any-return]
+    metaclass, name, bases, keywords = parts
+    if not _hears_of_subclasses(bases):
+        return cloudpickle._make_skeleton_class(  # type: ignore[no-any-return]
+            metaclass, name, bases, keywords, None, None
+        )
+    made: type = cloudpickle._make_skeleton_class(
+        metaclass, name, (_Quiet, *bases), keywords, None, None
+    )
+    made.__bases__ = types.resolve_bases(bases)
+    return made
+
+
+class _Quiet:
+    """Keeps ``__init_subclass__`` from running again: it ran when the class was defined."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        pass
+
+
+def _hears_of_subclasses(bases: tuple[Any, ...]) -> bool:
+    """Whether a base that travelled has an ``__init_subclass__`` of the user's."""
+    for base in types.resolve_bases(bases):
+        for ancestor in base.__mro__:
+            hook = vars(ancestor).get("__init_subclass__")
+            if hook is not None:
+                return ancestor is not object and identity_of(ancestor) is not None
+    return False
+
+
+def set_attributes(cls: type, state: Mapping[str, Any]) -> None:
+    """Give a class its attributes."""
+    cloudpickle._class_setstate(cls, (dict(state["attributes"]), {}))
+    for name, given in state.get("members", {}).items():
+        vars(cls.__members__[name]).update(given)  # type: ignore[attr-defined]
+
+
+def identity(cls: type) -> str:
+    """Return what a class is known by in every process: a digest, and a number among equals.
+
+    Notes
+    -----
+    The digest covers what the class itself defines. It leaves out the globals that its methods
+    reach: those are bound in the namespace that the methods share.
+    """
+    known = identity_of(cls)
+    if known is not None:
+        return known
+    digest = hashlib.sha256("\n".join(_describe_class(cls)).encode()).hexdigest()[:32]
+    equals = _alive.setdefault(digest, [])
+    number = next((n for n, other in enumerate(equals) if other() is cls), None)
+    if number is None:
+        number = len(equals)
+        equals.append(weakref.ref(cls))
+    found = digest if number == 0 else f"{digest}#{number}"
+    know_class(cls, found)
+    return found
+
+
+def _describe_class(cls: type) -> Iterator[str]:
+    yield f"{cls.__module__}:{cls.__qualname__}:{_name(type(cls))}"
+    yield ",".join(_name(base) for base in cls.__bases__)
+    for name, value in sorted(vars(cls).items()):
+        if name not in _PASSING:
+            yield f"{name}={_describe(value, 0)}"
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _describe(value: Any, depth: int) -> str:
+    """Describe an attribute in words that are the same in every process."""
+    if depth > 6:
+        return "..."
+    if isinstance(value, type):
+        return _name(value)
+    if isinstance(value, FunctionType):
+        parts = (value.__defaults__, value.__kwdefaults__, _contents(value))
+        return f"{_describe_code(value.__code__)} {_describe(parts, depth + 1)}"
+    if isinstance(value, staticmethod | classmethod):
+        return f"{_name(type(value))} {_describe(value.__func__, depth + 1)}"
+    if isinstance(value, property):
+        return "property " + _describe((value.fget, value.fset, value.fdel), depth + 1)
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(_describe(v, depth + 1) for v in value)}]"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(_describe(v, depth + 1) for v in value))}}}"
+    if isinstance(value, dict):
+        items = (f"{_describe(k, depth + 1)}: {_describe(v, depth + 1)}" for k, v in value.items())
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, str | bytes | int | float | complex | None):
+        return f"{_name(type(value))} {value!r}"
+    return _name(type(value))
+
+
+def _contents(function: FunctionType) -> list[Any]:
+    """Return what is in the closure; empty cells have nothing to say."""
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:
+            continue
+    return found
+
+
+def _describe_code(code: CodeType) -> str:
+    constants = [_describe_code(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    return f"{code.co_code.hex()} {_describe([names, shape], 0)} {_describe(constants, 0)}"
