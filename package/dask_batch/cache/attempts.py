@@ -15,12 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_batch.cache.files import publish_bytes, read_owned
-from dask_batch.cache.records import seal, unseal
+from dask_batch.cache.files import publish_bytes
+from dask_batch.cache.records import read_record, seal
 from dask_batch.cache.store import Cache
 from dask_batch.errors import DamagedEntryError
 
 __all__ = ["end", "ended", "read_end", "read_start", "start"]
+
+_DAMAGED_START: Mapping[str, Any] = {
+    "damaged": True, "job_id": None, "restart": 0, "time": 0.0,
+    "host": "", "pid": 0, "boot_id": "", "process_started": "",
+}  # fmt: skip
+"""Somebody has started; nobody can tell who, so the attempt is not made again beside him."""
 
 
 def start(
@@ -76,7 +82,7 @@ def read_end(cache: Cache, key: str, generation: int) -> dict[str, Any] | None:
     Of a damaged record only that much is left: it ended.
     """
     try:
-        return unseal(read_owned(_base(cache, key, generation, ".end")))
+        return read_record(_base(cache, key, generation, ".end"))
     except FileNotFoundError:
         return None
     except DamagedEntryError:
@@ -104,11 +110,11 @@ def _last_start(cache: Cache, key: str, generation: int) -> tuple[int, dict[str,
     last: dict[str, Any] | None = None
     for number in itertools.count():
         try:
-            last = unseal(read_owned(_start_path(cache, key, generation, number)))
+            last = read_record(_start_path(cache, key, generation, number))
         except FileNotFoundError:
             return number - 1, last
         except DamagedEntryError:
-            last = {"damaged": True}
+            last = dict(_DAMAGED_START)
     raise AssertionError("starts have an end")
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import xxhash
 
 from dask_batch.cache.files import open_owned, publish_no_clobber
-from dask_batch.cache.layout import Head, Part, read_head, read_into, write_container
+from dask_batch.cache.hdf5 import Part
+from dask_batch.cache.layout import Head, read_head, read_into, write_container
 from dask_batch.cache.serialise import flat
 from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError

@@ -7,6 +7,7 @@ memory and comes back under exactly the type it had.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,19 @@ from h5py import h5t
 __all__ = ["describe", "restore", "storage"]
 
 _PLAIN = frozenset("biufcSUMmV")
+_LONGEST = 4_000  # characters, some 250 fields: HDF5 takes 64 KiB for a type, in its own encoding
 
 
 def describe(dtype: np.dtype[Any]) -> Any:
     """Return a type as JSON, or None if it cannot be stored as a typed dataset.
 
-    None is the answer for objects, variable-length strings, types of other packages, field titles
-    and metadata: arrays of these are pickled.
+    None is the answer for objects, variable-length strings, types of other packages, field titles,
+    metadata and hundreds of fields: arrays of these are pickled.
     """
     described = _describe(dtype)
-    if described is None or dtype.itemsize == 0 or restore(described) != dtype:
+    if described is None or dtype.itemsize == 0 or len(json.dumps(described)) > _LONGEST:
+        return None
+    if restore(described) != dtype:
         return None
     try:
         held = h5t.py_create(storage(dtype).base, logical=True)

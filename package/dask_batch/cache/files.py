@@ -12,28 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dask_batch.cache.owner import Owner
 from dask_batch.errors import CacheError
 
 __all__ = [
     "PRIVATE_PREFIX",
-    "append_line",
     "check_directory",
+    "explain",
     "fsync_directory",
     "make_directory",
     "open_owned",
     "private_path",
     "publish_bytes",
     "publish_no_clobber",
-    "read_lines",
     "read_owned",
     "write_all",
 ]
@@ -82,7 +80,7 @@ def publish_no_clobber(path: Path, write: Callable[[Path], None], *, durable: bo
     except OSError as error:
         if isinstance(error, CacheError):
             raise
-        _explain(error, path)
+        explain(error, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(private)
@@ -134,7 +132,7 @@ def _create_private(directory: Path) -> Path:
     except CacheError:
         raise
     except OSError as error:
-        _explain(error, private)
+        explain(error, private)
     return private
 
 
@@ -170,7 +168,7 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _explain(error: OSError, path: Path) -> NoReturn:
+def explain(error: OSError, path: Path) -> NoReturn:
     """Raise a CacheError that says what the file system refused, and what to do."""
     if error.errno == errno.ENOSPC:
         message = f"no space is left on the file system of {path.parent}: free some"
@@ -295,53 +293,3 @@ def read_owned(path: Path) -> bytes:
     """Return the content of a file that :func:`open_owned` accepts."""
     with os.fdopen(open_owned(path), "rb") as file:
         return file.read()
-
-
-# ---- lines -----------------------------------------------------------------------------------
-
-
-def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> None:
-    """Append one JSON record as a line. There must be only one writer.
-
-    If an earlier write was torn, the record begins on a line of its own.
-    """
-    line = json.dumps(record, default=str).encode("ascii") + b"\n"
-    fd = _open_for_append(path)
-    try:
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        write_all(fd, line)
-        if durable:
-            os.fsync(fd)
-    except OSError as error:
-        _explain(error, path)
-    finally:
-        os.close(fd)
-
-
-def _open_for_append(path: Path) -> int:
-    try:
-        return open_owned(path, os.O_RDWR | os.O_APPEND)
-    except FileNotFoundError:
-        publish_bytes(path, b"", durable=False)
-        return open_owned(path, os.O_RDWR | os.O_APPEND)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file of JSON lines; none if there is no file.
-
-    A line that is not a JSON object was torn, by a writer that died or a disk that was full, and
-    is passed over.
-    """
-    try:
-        content = read_owned(path)
-    except FileNotFoundError:
-        return
-    for line in content.split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record

@@ -6,8 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from dask_batch.cache.files import fsync_directory, publish_bytes, read_owned
-from dask_batch.cache.records import seal, unseal
+from dask_batch.cache.files import fsync_directory, publish_bytes
+from dask_batch.cache.records import read_record, seal
 from dask_batch.errors import ConfigurationError
 
 __all__ = ["bind", "resolve", "unbind"]
@@ -23,7 +23,7 @@ def bind(cache: Path, name: str, key: str) -> str | None:
 def resolve(cache: Path, name: str) -> str | None:
     """Return the key that a name stands for."""
     try:
-        key: str = unseal(read_owned(_path(cache, name)))["key"]
+        key: str = read_record(_path(cache, name))["key"]
     except FileNotFoundError:
         return None
     return key

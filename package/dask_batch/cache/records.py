@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from dask_batch.cache.files import read_owned
 from dask_batch.errors import DamagedEntryError
 
-__all__ = ["seal", "unseal"]
+__all__ = ["read_record", "seal", "unseal"]
 
 _BEGIN = b'{"xxh3_64": "'
 _MIDDLE = b'", "record": '
@@ -45,3 +47,24 @@ def unseal(data: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DamagedEntryError("a record is not a JSON object")
     return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record in a file of ours.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    DamagedEntryError
+        It is not what was written: says which file, and what to do.
+    CacheError
+        Others may have written it.
+    """
+    data = read_owned(path)
+    try:
+        return unseal(data)
+    except DamagedEntryError as error:
+        raise DamagedEntryError(
+            f"{path} is damaged ({error}): remove it once no job of its run is left"
+        ) from error

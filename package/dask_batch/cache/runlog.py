@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dask_batch.cache.files import append_line, publish_bytes, read_lines, read_owned
+from dask_batch.cache.files import publish_bytes
+from dask_batch.cache.lines import append_line, read_lines
 from dask_batch.cache.owner import Owner
-from dask_batch.cache.records import unseal
+from dask_batch.cache.records import read_record
 from dask_batch.errors import DamagedEntryError
 
-__all__ = ["RunLog", "append_event", "heirs", "read_log"]
+__all__ = ["NOBODY", "RunLog", "append_event", "heirs", "read_log"]
 
 _SETTLING = frozenset({"released", "aborted", "closed"})
 
@@ -81,21 +82,22 @@ def read_log(run_path: Path) -> RunLog:
     )  # fmt: skip
 
 
-_NOBODY = Owner("", "", 0, "")
+NOBODY = Owner("", "", 0, "")
+"""The heir whose record is damaged."""
 
 
 def heirs(run_path: Path) -> Iterator[tuple[int, Owner | None]]:
     """Yield the heirs of a run by number, the last of them None: the place that is vacant.
 
-    An heir whose record is damaged is one that nobody can be.
+    An heir whose record is damaged is ``NOBODY``.
     """
     for number in itertools.count():
         try:
-            record = unseal(read_owned(run_path.with_suffix(f".heir.{number}")))
+            record = read_record(run_path.with_suffix(f".heir.{number}"))
         except FileNotFoundError:
             yield number, None
             return
         except DamagedEntryError:
-            yield number, _NOBODY
+            yield number, NOBODY
             continue
         yield number, Owner(**record)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from dask_batch.cache import dtypes
-from dask_batch.cache.layout import Part
+from dask_batch.cache.hdf5 import Part
 from dask_batch.code import pickling
 from dask_batch.errors import SerializationError
 
 __all__ = ["Serialised", "deserialise", "flat", "serialise"]
+
+_MOST_AXES = 32  # of HDF5, and text takes one more; NumPy has 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def serialise(value: Any) -> Serialised:
     it shows, and comes back as an array.
     """
     if type(value) in (np.ndarray, np.memmap):
-        described = dtypes.describe(value.dtype)
+        described = dtypes.describe(value.dtype) if value.ndim < _MOST_AXES else None
         if described is not None:
             return _array(value, described, "array")
     elif isinstance(value, np.generic) and type(value) is value.dtype.type:

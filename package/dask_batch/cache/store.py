@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -13,6 +14,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from dask_batch.cache import directory, names
 from dask_batch.cache.files import fsync_directory, make_directory, open_owned, publish_no_clobber
@@ -129,6 +132,8 @@ class Cache:
             It cannot be written.
         """
         path = self.path_of(key)
+        if os.path.lexists(path):
+            return False
         noted = _checked_attributes({"created": time.time(), **attributes})
         serialised = serialise(value)
         content = {"key": key, "attributes": noted, "value": serialised.form}
@@ -182,8 +187,30 @@ class Cache:
         with self._opened(key, whole_up_to=0) as (_, head):
             return dict(head.content["attributes"])
 
-    def _opened(self, key: str, *, whole_up_to: int | None = None) -> _Opened:
-        return _Opened(self, key, whole_up_to)
+    @contextlib.contextmanager
+    def _opened(self, key: str, *, whole_up_to: int | None = None) -> Iterator[tuple[int, Head]]:
+        """Open an entry, verified, all of it if it is not larger than ``whole_up_to`` bytes."""
+        path = self.path_of(key)
+        try:
+            fd = open_owned(path)
+        except FileNotFoundError as error:
+            raise _missing(key) from error
+        try:
+            try:
+                head = _verified(fd, key, whole_up_to)
+            except DamagedEntryError as error:
+                if _has_name(fd, path):  # else it has been moved, and may have been replaced
+                    self.set_aside(key, str(error))
+                raise DamagedEntryError(
+                    f"the result {key[:12]} in {self.path} was damaged, and is set aside: {error}"
+                ) from error
+            except CacheError:
+                raise
+            except OSError as error:
+                raise CacheError(f"{path} cannot be read: {error.strerror}") from error
+            yield fd, head
+        finally:
+            os.close(fd)
 
     # ---- out of the way --------------------------------------------------------------------
 
@@ -237,57 +264,6 @@ class Cache:
         names.unbind(self.path, name)
 
 
-class _Opened:
-    """An entry's open file and its head, verified; set aside if it turns out to be damaged."""
-
-    def __init__(self, cache: Cache, key: str, whole_up_to: int | None) -> None:
-        self._cache = cache
-        self._key = key
-        self._whole_up_to = whole_up_to
-        self._fd = -1
-
-    def __enter__(self) -> tuple[int, Head]:
-        path = self._cache.path_of(self._key)
-        try:
-            self._fd = open_owned(path)
-        except FileNotFoundError as error:
-            raise _missing(self._key) from error
-        try:
-            head = self._verified()
-        except DamagedEntryError as error:
-            self._set_aside(path, str(error))
-            raise DamagedEntryError(
-                f"the result {self._key[:12]} in {self._cache.path} was damaged, and has been set "
-                f"aside: {error}"
-            ) from error
-        except BaseException:
-            os.close(self._fd)
-            raise
-        return self._fd, head
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    def _verified(self) -> Head:
-        head = read_head(self._fd)
-        if head.content.get("key") != self._key:
-            raise DamagedEntryError(f"it holds the key {head.content.get('key')}")
-        if self._whole_up_to is None or head.size <= self._whole_up_to:
-            verify_body(self._fd, head)
-        return head
-
-    def _set_aside(self, path: Path, reason: str) -> None:
-        """Move the file away, unless another process did, and a new one has its name already."""
-        try:
-            same = os.path.samestat(os.fstat(self._fd), os.lstat(path))
-        except FileNotFoundError:
-            return
-        finally:
-            os.close(self._fd)
-        if same:
-            self._cache.set_aside(self._key, reason)
-
-
 # ---- pieces ----------------------------------------------------------------------------------
 
 
@@ -315,6 +291,22 @@ def _in_shard(shard: Path, keys: list[str]) -> Iterator[str]:
         os.close(fd)
 
 
+def _verified(fd: int, key: str, whole_up_to: int | None) -> Head:
+    head = read_head(fd)
+    if head.content.get("key") != key:
+        raise DamagedEntryError(f"it holds the key {head.content.get('key')}")
+    if whole_up_to is None or head.size <= whole_up_to:
+        verify_body(fd, head)
+    return head
+
+
+def _has_name(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
 def _value_parts(head: Head) -> list[tuple[int, int]]:
     return [(at, size) for name, at, size in head.parts if not name.startswith("attributes/")]
 
@@ -335,8 +327,6 @@ def _mapped(fd: int, head: Head) -> list[memoryview]:
 
 
 def _read(fd: int, offset: int, size: int) -> memoryview:
-    import numpy as np
-
     buffer = np.empty(size, np.uint8).data  # aligned, and not filled first
     if read_into(fd, buffer, offset) != size:
         raise CacheError("a result became shorter while it was read")
