@@ -15,9 +15,9 @@ from dask_batch.backends.base import Job, JobStatus
 from dask_batch.backends.command import Completed, run
 from dask_batch.backends.slurm import parse, script
 from dask_batch.backends.slurm.limits import refuse_what_cannot_be
-from dask_batch.backends.slurm.options import refuse_reserved
+from dask_batch.backends.slurm.options import refuse_directives, refuse_reserved
 from dask_batch.backends.slurm.submission import Submitter
-from dask_batch.errors import BackendUnavailableError, CommandError, ConfigurationError
+from dask_batch.errors import BackendUnavailableError, CommandError, TemplateError
 
 __all__ = ["SlurmBackend"]
 
@@ -55,6 +55,7 @@ class SlurmBackend:
     """
 
     name = "slurm"
+    shared = True
     default_max_jobs: int | None = 1000
 
     def __init__(self, *, command: Callable[[Job], Sequence[str]] = script.job_command) -> None:
@@ -78,10 +79,11 @@ class SlurmBackend:
             refuse_reserved(job.resources)
             text = self.script(job, ["1", "2"] if job.parents or job.after else [])
             if not text.startswith("#!"):
-                raise ConfigurationError(
+                raise TemplateError(
                     "the submission template must begin with a line such as '#!/bin/bash': "
                     f"Slurm refuses a script that begins with {text[:40]!r}"
                 )
+            refuse_directives(text)
             refuse_what_cannot_be(job.resources, nodes)
             if (job.resources.get("priority") or 0) > 0:
                 logger.warning(

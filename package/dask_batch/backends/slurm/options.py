@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from dask_batch.errors import ResourceError
+from dask_batch.errors import ResourceError, TemplateError
 
 __all__ = [
     "SBATCH_VARIABLES",
@@ -15,6 +15,7 @@ __all__ = [
     "memory_mb",
     "minutes",
     "options_not_printed",
+    "refuse_directives",
     "refuse_reserved",
     "thread_variables",
 ]
@@ -111,8 +112,9 @@ def options_not_printed(resources: Mapping[str, Any], printed: Collection[str]) 
     ]
     if wanted.get("threads_per_core", 1) > 1:  # one is what a job gets anyway
         options.append(f"--cpus-per-task={wanted['threads_per_core']}")
-    if "gpus_per_core" in wanted and "cores" not in printed:
-        options.append(f"--ntasks={resources['cores']}")
+    if "num_nodes" in wanted or ("gpus_per_core" in wanted and "cores" not in printed):
+        # At least one on each node, or sbatch takes nodes away; and GPUs are counted per task.
+        options.append(f"--ntasks={max(resources['cores'], resources.get('num_nodes') or 1)}")
     if "memory_max" in wanted:
         options.append(f"--mem={memory_mb(wanted['memory_max'])}M")
     if "run_time_max" in wanted:
@@ -140,3 +142,24 @@ def refuse_reserved(resources: Mapping[str, Any]) -> None:
             reason = _RESERVED.get(option)
             if reason:
                 raise ResourceError(f"resource {name!r}: {option} cannot be given here: {reason}")
+
+
+def refuse_directives(script: str) -> None:
+    """Refuse directives of a template that would undo what a submission is.
+
+    Others that are reserved are harmless there: the command line overrides them.
+
+    Raises
+    ------
+    TemplateError
+        The script would be a job array, or sbatch would wait for its end.
+    """
+    for number, line in enumerate(script.splitlines(), start=1):
+        if not line.startswith("#SBATCH"):
+            continue
+        for word in line.split()[1:]:
+            option = word.split("=", 1)[0]
+            if option in ("--array", "-a", "--wait", "-W"):
+                raise TemplateError(
+                    f"the submission template has {option} in line {number}: {_RESERVED[option]}"
+                )

@@ -94,12 +94,13 @@ def parse_sacct(text: str) -> dict[str, JobStatus]:
 def _status(
     job_id: str, word: str, exit_code: int | None, signal: int | None, reason: str, source: str
 ) -> JobStatus:
+    reason = reason.strip("()")  # as some formats print it
     state = job_state(word, reason)
-    reason = "" if reason in ("None", "(null)") else reason
+    reason = "" if reason in ("None", "null") else reason
     if not state.ended or state is JobState.DEPENDENCY_FAILED:
         exit_code = signal = None
     elif state is JobState.FAILED and exit_code == 0 and signal == _CANNOT_OPEN_LOGS:
-        reason = "the node could not open the job's log files"
+        reason, signal = "the node could not open the job's log files", None
     if signal is not None and not 0 < signal <= _LAST_SIGNAL:
         signal = None  # 0 is none; 125 is Slurm's own mark for "out of memory"
     return JobStatus(job_id, state, word, exit_code, signal, reason, source)

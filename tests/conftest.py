@@ -1,0 +1,63 @@
+"""What the tests share: a Dask configuration of their own, and Slurm where there is one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the tests away from the user's own configuration, which ours would be laid beside."""
+    os.environ["DASK_CONFIG"] = tempfile.mkdtemp(prefix="dask-config-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ.pop("DASK_CONFIG", ""), ignore_errors=True)
+
+
+@functools.cache
+def _why_no_slurm() -> str:
+    """Return why tests marked ``slurm`` cannot run here; empty if they can."""
+    if shutil.which("sbatch") is None:
+        return "there is no Slurm here (no sbatch); as root on Debian, ci/slurm/slurm-up starts one"
+    try:
+        done = subprocess.run(["sinfo", "-h"], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "Slurm does not answer: sinfo did not end within 60 s"
+    return f"Slurm does not answer: {done.stderr.strip()}" if done.returncode else ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked ``slurm`` where there is none, unless nothing may be skipped."""
+    if item.get_closest_marker("slurm") is None or not _why_no_slurm():
+        return
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"CI=true and {_why_no_slurm()}", pytrace=False)
+    pytest.skip(_why_no_slurm())
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
+    """Yield what lists the test's own unfinished jobs, and cancel those that it left.
+
+    A job is the test's own if it was submitted from within ``tmp_path``: others may use the same
+    cluster under the same name at the same time.
+    """
+
+    def own_jobs() -> list[str]:
+        argv = ["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%A %Z"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+        rows = (line.split(" ", 1) for line in done.stdout.splitlines())
+        return [row[0] for row in rows if len(row) == 2 and row[1].startswith(str(tmp_path))]
+
+    yield own_jobs
+    left = own_jobs()
+    if left:
+        subprocess.run(["scancel", *left], check=False, timeout=60)

@@ -1,0 +1,330 @@
+"""The backend on a real Slurm; the jobs run small shell commands in place of tasks."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from dask_batch.backends.base import Job, JobState
+from dask_batch.backends.command import client_environment
+from dask_batch.backends.slurm.backend import SlurmBackend
+from dask_batch.errors import ResourceError, SubmissionError, TemplateError
+from dask_batch.resources import for_dask_task
+
+pytestmark = pytest.mark.slurm
+
+PATIENCE_S = 120.0
+
+OWN_TEMPLATE = """\
+#!/bin/bash
+#SBATCH --output=time.out
+#SBATCH --job-name={{job_name}}
+#SBATCH --chdir={{working_directory}}
+#SBATCH --get-user-env=L
+#SBATCH --partition={{partition}}
+{%- if run_time_max %}
+#SBATCH --time={{ [1, run_time_max // 60]|max }}
+{%- endif %}
+{%- if dependency %}
+#SBATCH --dependency=afterok:{{ dependency | join(',') }}
+{%- endif %}
+{%- if memory_max %}
+#SBATCH --mem={{memory_max}}G
+{%- endif %}
+#SBATCH --ntasks={{cores}}
+
+{{command}}
+"""
+
+
+@dataclass
+class Cluster:
+    """A backend whose jobs run given shell lines, and what a test asks of it."""
+
+    logs: Path
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
+    lines: dict[int, str] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.backend = SlurmBackend(command=lambda job: ["sh", "-c", self.lines[job.index]])
+
+    def job(
+        self,
+        line: str = "true",
+        parents: Sequence[Job] = (),
+        after: Sequence[str] = (),
+        **resources: object,
+    ) -> Job:
+        index = len(self.lines)
+        self.lines[index] = line
+        return Job(
+            name=f"test.job-{self.run}_{index}",
+            definition=Path("/none"),
+            index=index,
+            resources=for_dask_task(resources),
+            parents=tuple(parent.name for parent in parents),
+            after=tuple(after),
+            log_directory=self.logs,
+            working_directory=self.logs,
+            environment=client_environment(),
+        )
+
+    def submit(self, *jobs: Job) -> None:
+        self.backend.submit(jobs, self.ids.__setitem__)
+
+    def go(self, *jobs: Job) -> None:
+        """Check, submit and release."""
+        self.backend.check(jobs)
+        self.submit(*jobs)
+        self.backend.release([self.ids[job.name] for job in jobs if not job.parents])
+
+    def state(self, job: Job) -> JobState | None:
+        status = self.backend.status([self.ids[job.name]]).get(self.ids[job.name])
+        return status and status.state
+
+    def wait_for(self, job: Job, *states: JobState) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.state(job) not in states:
+            assert time.monotonic() < deadline, f"{self.state(job)} is none of {states}"
+            time.sleep(0.05)
+
+    def output(self, job: Job) -> str:
+        return (self.logs / f"{job.index}.out").read_text()
+
+
+@pytest.fixture
+def cluster(slurm, tmp_path):
+    logs = tmp_path / 'logs, 100% %j "x"'
+    cluster = Cluster(logs)
+    yield cluster
+    cluster.backend.close()
+
+
+def described(job_id: str) -> dict[str, str]:
+    """Return what slurmctld knows of a job."""
+    argv = ["scontrol", "-o", "show", "job", job_id]
+    out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return dict(word.split("=", 1) for word in out.split() if "=" in word)
+
+
+def test_nothing_starts_before_it_is_released(cluster, slurm):
+    first, second = cluster.job(), cluster.job()
+    child = cluster.job(parents=[first, second])
+    cluster.submit(first, second, child)
+    states = {job.name: cluster.state(job) for job in (first, second, child)}
+    assert states == {
+        first.name: JobState.HELD,
+        second.name: JobState.HELD,
+        child.name: JobState.WAITING,
+    }
+    assert len(slurm()) == 3
+    cluster.backend.release([cluster.ids[first.name], cluster.ids[second.name]])
+    cluster.wait_for(child, JobState.COMPLETED)
+
+
+def test_a_child_runs_after_all_its_parents_and_only_if_all_succeeded(cluster):
+    good = [cluster.job(f"echo {i} >> order") for i in range(2)]
+    bad = cluster.job("exit 3")
+    child = cluster.job("cat order", parents=good)
+    orphan = cluster.job("true", parents=[*good, bad])
+    grandchild = cluster.job("true", parents=[orphan])
+    cluster.go(*good, bad, child, orphan, grandchild)
+    cluster.wait_for(child, JobState.COMPLETED)
+    assert sorted(cluster.output(child).split()) == ["0", "1"]
+    cluster.wait_for(orphan, JobState.DEPENDENCY_FAILED)
+    cluster.wait_for(grandchild, JobState.DEPENDENCY_FAILED)
+    status = cluster.backend.status([cluster.ids[bad.name]])[cluster.ids[bad.name]]
+    assert (status.state, status.exit_code) == (JobState.FAILED, 3)
+
+
+def test_jobs_of_an_earlier_hand_over_are_waited_for(cluster):
+    early = cluster.job("sleep 1; echo early > order")
+    cluster.go(early)
+    late = cluster.job("cat order", after=[cluster.ids[early.name]])
+    cluster.submit(late)
+    assert cluster.state(late) is JobState.HELD
+    cluster.backend.release([cluster.ids[late.name]])
+    cluster.wait_for(late, JobState.COMPLETED)
+    assert cluster.output(late) == "early\n"
+
+
+def test_a_template_of_executorlib_with_three_parents(cluster):
+    own = {"submission_template": OWN_TEMPLATE, "partition": "debug", "run_time_max": 180}
+    parents = [cluster.job("true", **own) for _ in range(2)]
+    parents.append(cluster.job("false", memory_max=0.5, **own))
+    child = cluster.job("true", parents=parents[:2], cores=2, **own)
+    orphan = cluster.job("true", parents=parents, **own)
+    cluster.go(*parents, child, orphan)
+    cluster.wait_for(child, JobState.COMPLETED)
+    cluster.wait_for(orphan, JobState.DEPENDENCY_FAILED)
+    seen = described(cluster.ids[child.name])
+    assert (seen["NumCPUs"], seen["TimeLimit"]) == ("2", "00:03:00")
+
+
+def test_cpus_are_allocated_and_threads_set(cluster):
+    job = cluster.job("echo $OMP_NUM_THREADS $SLURM_CPUS_PER_TASK", cores=4, memory_max=0.3)
+    cluster.go(job)
+    cluster.wait_for(job, JobState.COMPLETED)
+    assert cluster.output(job) == "4 4\n"
+    seen = described(cluster.ids[job.name])
+    assert (seen["NumCPUs"], seen["MinMemoryNode"]) == ("4", "308M")
+
+
+def test_a_gpu_is_allocated_whether_the_template_prints_it_or_not(cluster):
+    bare = "#!/bin/bash\n#SBATCH --ntasks={{ cores }}\n{{ command }}\n"
+    jobs = [
+        cluster.job("echo $CUDA_VISIBLE_DEVICES", gpus_per_core=1),
+        cluster.job("echo $CUDA_VISIBLE_DEVICES", gpus_per_core=1, submission_template=bare),
+    ]
+    cluster.go(*jobs)
+    for job in jobs:
+        cluster.wait_for(job, JobState.COMPLETED)
+        assert cluster.output(job).strip() in ("0", "1")
+
+
+def test_the_job_has_the_clients_environment_less_the_schedulers(cluster, monkeypatch):
+    monkeypatch.setenv("MY_SETTING", "a b")
+    monkeypatch.setenv("SLURM_NTASKS", "77")
+    monkeypatch.setenv("SBATCH_ARRAY_INX", "0-3")
+    monkeypatch.setenv("SQUEUE_FORMAT", "%j")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    job = cluster.job('echo "$MY_SETTING,$SLURM_NTASKS,$LC_ALL,$DASK_BATCH_BACKEND"; pwd')
+    cluster.go(job)
+    cluster.wait_for(job, JobState.COMPLETED)
+    assert cluster.output(job) == f"a b,1,C.UTF-8,slurm\n{cluster.logs}\n"
+
+
+def test_jobs_are_found_by_name(cluster):
+    done, held = cluster.job(), cluster.job()
+    cluster.go(done)
+    cluster.submit(held)
+    cluster.wait_for(done, JobState.COMPLETED)
+    assert cluster.backend.find([done.name, held.name, "test.job-none"]) == cluster.ids
+
+
+def test_cancelling_waiting_running_ended_and_unknown(cluster):
+    held, running, ended = cluster.job(), cluster.job("sleep 1000"), cluster.job()
+    cluster.submit(held)
+    cluster.go(running, ended)
+    cluster.wait_for(ended, JobState.COMPLETED)
+    cluster.wait_for(running, JobState.RUNNING)
+    cluster.backend.cancel([*cluster.ids.values(), "99999999"])
+    cluster.wait_for(held, JobState.CANCELLED)
+    cluster.wait_for(running, JobState.CANCELLED)
+    assert cluster.state(ended) is JobState.COMPLETED
+
+
+def test_releasing_what_was_cancelled_lets_the_others_go(cluster):
+    first, second = cluster.job(), cluster.job()
+    cluster.submit(first, second)
+    cluster.backend.cancel([cluster.ids[first.name]])
+    cluster.wait_for(first, JobState.CANCELLED)
+    cluster.backend.release([cluster.ids[first.name], cluster.ids[second.name]])
+    cluster.wait_for(second, JobState.COMPLETED)
+
+
+def test_a_signal_is_told(cluster):
+    job = cluster.job("kill -SEGV $PPID")
+    cluster.go(job)
+    cluster.wait_for(job, JobState.FAILED)
+    assert cluster.backend.status([cluster.ids[job.name]])[cluster.ids[job.name]].signal == 11
+
+
+def test_a_job_that_the_queue_forgot_is_in_the_accounting(cluster, monkeypatch):
+    good, bad = cluster.job(), cluster.job("exit 4")
+    orphan = cluster.job(parents=[bad])
+    cluster.go(good, bad, orphan)
+    cluster.wait_for(orphan, JobState.DEPENDENCY_FAILED)
+    cluster.wait_for(good, JobState.COMPLETED)
+    ask = cluster.backend._ask
+
+    def forgetful(argv):
+        # MinJobAge is 300 s: asking about another user's jobs stands in for waiting that long.
+        return ask([*argv, "-u", "nobody"] if argv[0] == "squeue" else argv)
+
+    monkeypatch.setattr(cluster.backend, "_ask", forgetful)
+    for job, state in (
+        (good, JobState.COMPLETED),
+        (bad, JobState.FAILED),
+        (orphan, JobState.DEPENDENCY_FAILED),
+    ):
+        cluster.wait_for(job, state)
+    status = cluster.backend.status([cluster.ids[bad.name]])[cluster.ids[bad.name]]
+    assert (status.source, status.exit_code) == ("sacct", 4)
+    assert cluster.backend.find([good.name]) == {good.name: cluster.ids[good.name]}
+
+
+def test_an_unknown_id_is_missing_in_the_answer(cluster):
+    assert cluster.backend.status(["99999999"]) == {}
+    assert cluster.backend.status([]) == {}
+    assert cluster.backend.find([]) == {}
+
+
+def test_a_refusal_leaves_nothing_running(cluster, slurm):
+    roots = [cluster.job() for _ in range(3)]
+    refused = cluster.job(parents=roots, account="nosuchaccount")
+    child = cluster.job(parents=[refused])
+    with pytest.raises(SubmissionError, match="Invalid account") as caught:
+        cluster.submit(*roots, refused, child)
+    assert caught.value.job_name == refused.name
+    assert caught.value.script.read_text().startswith("#!/bin/bash")
+    assert set(cluster.ids) == {root.name for root in roots}
+    assert {cluster.state(root) for root in roots} == {JobState.HELD}
+
+
+@pytest.mark.parametrize(
+    ("resources", "error", "named"),
+    [
+        ({"partition": "nosuch"}, ResourceError, "nosuch.*debug"),
+        ({"memory_max": 5000}, ResourceError, "memory_max"),
+        ({"cores": 1000}, ResourceError, "cores"),
+        ({"run_time_max": 3600, "partition": "debug"}, ResourceError, "30 minutes"),
+        ({"submission_template": OWN_TEMPLATE}, TemplateError, "partition"),
+        ({"submission_template": "#!/bin/sh\n{% if %}"}, TemplateError, "line 2"),
+        ({"submission_template": "echo {{ command }}"}, TemplateError, "#!/bin/bash"),
+        ({"slurm_cmd_args": ["--array=1-2"]}, ResourceError, "--array"),
+    ],
+)
+def test_what_is_wrong_is_found_before_submission(cluster, slurm, resources, error, named):
+    with pytest.raises(error, match=named):
+        cluster.backend.check([cluster.job(), cluster.job(**resources)])
+    assert slurm() == []
+
+
+def test_what_is_right_is_accepted(cluster):
+    cluster.backend.check(
+        [
+            cluster.job(cores=4, memory_max=4.8, gpus_per_core=2, run_time_max=1800),
+            cluster.job(partition="debug,long", exclusive=True, num_nodes=4),
+        ]
+    )
+
+
+def test_every_directive_of_the_builtin_template_is_accepted_by_sbatch(cluster):
+    job = cluster.job(
+        cores=2,
+        memory_max=0.5,
+        run_time_max=90,
+        partition="debug",
+        account="test",
+        num_nodes=2,
+        exclusive=True,
+        priority=-10,
+        gpus_per_core=1,
+        job_extra_directives=["--mail-type=NONE", "--comment='a b'"],
+        slurm_cmd_args="--nodelist=n[1-2]",
+        job_script_prologue="export FROM_PROLOGUE=yes",
+    )
+    cluster.lines[job.index] = "echo $FROM_PROLOGUE $SLURM_JOB_NUM_NODES $SLURM_NTASKS"
+    cluster.go(job)
+    cluster.wait_for(job, JobState.COMPLETED)
+    assert cluster.output(job) == "yes 2 2\n"
+    seen = described(cluster.ids[job.name])
+    assert (seen["TimeLimit"], seen["Account"], seen["Nice"]) == ("00:02:00", "test", "10")

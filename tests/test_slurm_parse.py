@@ -1,0 +1,153 @@
+"""What Slurm 22.05.8 printed, and what is read from it."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+
+from dask_batch.backends.base import JobState
+from dask_batch.backends.slurm import parse, states
+
+SQUEUE = """\
+4|COMPLETED|0|None
+5|FAILED|768|NonZeroExitCode
+6|FAILED|11|JobLaunchFailure
+7|CANCELLED|0|DependencyNeverSatisfied
+8|CANCELLED|0|JobHeldUser
+9|PENDING|0|DependencyNeverSatisfied
+10|PENDING|0|Dependency
+11|PENDING|0|JobHeldUser
+12|PENDING|0|(launch failed requeued held)
+13|RUNNING|0|None
+14|COMPLETING|0|None
+23|CANCELLED|0|Dependency
+24|PENDING|0|ReqNodeNotAvail, Reserved for maintenance|x
+squeue: some warning
+"""
+
+SACCT = """\
+5|FAILED|3:0|None
+6|FAILED|0:11|None
+7|CANCELLED|0:0|Dependency
+8|CANCELLED by 0|0:0|None
+22|CANCELLED by 0|0:0|JobHeldUser
+23|CANCELLED by 1000|0:0|Dependency
+30|OUT_OF_MEMORY|0:125|None
+31|FAILED|0:53|None
+32|TIMEOUT|0:0|None
+33|PENDING|0:0|None
+34|NODE_FAIL|1:0|None
+35|CANCELLED|0:0|None
+"""
+
+
+def test_squeue():
+    found = parse.parse_squeue(SQUEUE)
+    assert {job_id: status.state for job_id, status in found.items()} == {
+        "4": JobState.COMPLETED,
+        "5": JobState.FAILED,
+        "6": JobState.FAILED,
+        "7": JobState.DEPENDENCY_FAILED,
+        "8": JobState.CANCELLED,
+        "9": JobState.DEPENDENCY_FAILED,
+        "10": JobState.WAITING,
+        "11": JobState.HELD,
+        "12": JobState.HELD,
+        "13": JobState.RUNNING,
+        "14": JobState.ENDING,
+        "23": JobState.CANCELLED,
+        "24": JobState.WAITING,
+    }
+    assert (found["5"].exit_code, found["5"].signal) == (3, None)
+    assert (found["6"].exit_code, found["6"].signal) == (0, 11)
+    assert found["10"].exit_code is None
+    assert found["4"].reason == ""
+    assert {status.source for status in found.values()} == {"squeue"}
+
+
+def test_sacct():
+    found = parse.parse_sacct(SACCT)
+    assert {job_id: status.state for job_id, status in found.items()} == {
+        "5": JobState.FAILED,
+        "6": JobState.FAILED,
+        "7": JobState.DEPENDENCY_FAILED,
+        "8": JobState.CANCELLED,
+        "22": JobState.CANCELLED,
+        "23": JobState.CANCELLED,
+        "30": JobState.OUT_OF_MEMORY,
+        "31": JobState.FAILED,
+        "32": JobState.TIMEOUT,
+        "33": JobState.WAITING,
+        "34": JobState.NODE_FAILURE,
+        "35": JobState.CANCELLED,
+    }
+    assert (found["5"].exit_code, found["5"].signal) == (3, None)
+    assert found["6"].signal == 11
+    assert found["30"].signal is None
+    assert "log files" in found["31"].reason
+    assert found["31"].signal is None
+    assert found["8"].word == "CANCELLED by 0"
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("CANCELLED by 1000", JobState.CANCELLED),
+        ("CANCELLED+", JobState.CANCELLED),
+        ("OUT_OF_ME+", JobState.UNKNOWN),
+        ("SUSPENDED", JobState.RUNNING),
+        ("CONFIGURING", JobState.RUNNING),
+        ("STAGE_OUT", JobState.ENDING),
+        ("REQUEUED", JobState.WAITING),
+        ("DEADLINE", JobState.TIMEOUT),
+        ("", JobState.UNKNOWN),
+    ],
+)
+def test_words(word, state):
+    assert states.job_state(word) is state
+
+
+def test_an_unknown_word_is_not_finished_and_warned_of_once(caplog, monkeypatch):
+    monkeypatch.setattr(states, "_warned", set())
+    with caplog.at_level(logging.WARNING, logger="dask_batch"):
+        found = parse.parse_squeue("1|HIBERNATING|0|None\n2|HIBERNATING|0|None\n")
+    assert {status.state for status in found.values()} == {JobState.UNKNOWN}
+    assert not found["1"].state.ended
+    assert len(caplog.records) == 1
+    assert "HIBERNATING" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stdout", "job_id"),
+    [
+        ("123\n", "123"),
+        ("123;cluster\n", "123"),
+        ("Welcome to the cluster\n4 nodes are free\n77\n", "77"),
+        ("77\nsubmitted to partition debug\n", "77"),
+        ("Submitted batch job\n", None),
+        ("", None),
+    ],
+)
+def test_job_id(stdout, job_id):
+    assert parse.parse_job_id(stdout) == job_id
+
+
+def test_of_two_jobs_of_one_name_the_later_counts():
+    assert parse.parse_names("9|a\n10|a\n8|a\n3|b|c\n4_[1-2]|d\n") == {"a": "10", "b|c": "3"}
+
+
+def test_sinfo():
+    text = (
+        "debug|4|5000|30:00|gpu:2\n"
+        "debug|64+|257000+|30:00|(null)\n"
+        "long|4|5000|7-00:00:00|gpu:a100:4(S:0-1),gpu:t4:1,shard:8\n"
+        "free|4|5000|infinite|mps:100\n"
+    )
+    first, second, third, fourth = parse.parse_sinfo(text)
+    assert (first.partition, first.cpus, first.memory_mb, first.gpus) == ("debug", 4, 5000, 2)
+    assert first.time_s == 1800
+    assert (second.cpus, second.memory_mb, second.gpus) == (64, 257000, 0)
+    assert (third.time_s, third.gpus) == (7 * 86400, 5)
+    assert (fourth.time_s, fourth.gpus) == (math.inf, 0)

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from dask_batch.backends.base import Job
+from dask_batch.backends.slurm.limits import refuse_what_cannot_be
+from dask_batch.backends.slurm.options import log_pattern, refuse_directives, refuse_reserved
+from dask_batch.backends.slurm.parse import NodeKind
+from dask_batch.backends.slurm.script import job_command, sbatch_arguments, script_text
+from dask_batch.errors import ResourceError, TemplateError
+from dask_batch.resources import for_dask_task
+
+OWN = """\
+#!/bin/bash
+#SBATCH --output=time.out
+#SBATCH --job-name={{job_name}}
+#SBATCH --chdir={{working_directory}}
+#SBATCH --get-user-env=L
+#SBATCH --partition={{partition}}
+{%- if run_time_max %}
+#SBATCH --time={{ [1, run_time_max // 60]|max }}
+{%- endif %}
+{%- if dependency %}
+#SBATCH --dependency=afterok:{{ dependency | join(',') }}
+{%- endif %}
+{%- if memory_max %}
+#SBATCH --mem={{memory_max}}G
+{%- endif %}
+#SBATCH --ntasks={{cores}}
+
+{{command}}
+"""
+"""A template as users of executorlib have it."""
+
+
+def a_job(logs="/logs", parents=(), after=(), template=None, variables=(), **resources):
+    if template is not None:
+        resources["submission_template"] = template
+    return Job(
+        name="add-r1-0",
+        definition=Path("/cache/definitions/r1.h5"),
+        index=0,
+        resources=for_dask_task(resources, template_variables=frozenset(variables)),
+        parents=tuple(parents),
+        after=tuple(after),
+        log_directory=Path(logs),
+        environment={"PATH": "/bin"},
+    )
+
+
+def text_of(job, dependency=()):
+    return script_text(job, dependency, job_command(job))
+
+
+def directives(script):
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if "#SBATCH" in line]
+
+
+EVERYTHING = {
+    "cores": 4,
+    "gpus_per_core": 2,
+    "memory_max": 1.5,
+    "run_time_max": 61,
+    "partition": "debug",
+    "account": "abc",
+    "qos": "high",
+    "constraint": "[a&b]",
+    "reservation": "r",
+    "num_nodes": 2,
+    "exclusive": True,
+    "priority": -3,
+    "job_extra_directives": ["--mail-type=END"],
+}
+
+
+def test_the_builtin_template_prints_every_resource():
+    assert directives(text_of(a_job(**EVERYTHING), ["1", "2"])) == [
+        "--job-name=add-r1-0",
+        "--output=/logs/0.out",
+        "--error=/logs/0.err",
+        "--ntasks=2",
+        "--cpus-per-task=4",
+        "--nodes=2",
+        "--exclusive",
+        "--gpus-per-task=2",
+        "--mem=1536M",
+        "--time=2",
+        "--partition=debug",
+        "--account=abc",
+        "--qos=high",
+        "--constraint=[a&b]",
+        "--reservation=r",
+        "--nice=3",
+        "--mail-type=END",
+        "--dependency=afterok:1:2",
+        "--kill-on-invalid-dep=yes",
+    ]
+
+
+def test_the_builtin_template_prints_nothing_that_was_not_asked_for():
+    assert directives(text_of(a_job())) == [
+        "--job-name=add-r1-0",
+        "--output=/logs/0.out",
+        "--error=/logs/0.err",
+        "--ntasks=1",
+        "--cpus-per-task=1",
+    ]
+
+
+def test_what_a_template_does_not_print_is_requested_on_the_command_line():
+    bare = a_job(template="#!/bin/bash\n{{ command }}\n", **EVERYTHING)
+    builtin = directives(text_of(a_job(**EVERYTHING)))
+    assert set(builtin) <= set(sbatch_arguments(bare, []))
+
+
+def test_what_a_template_prints_is_left_to_it():
+    job = a_job(template=OWN, partition="debug", run_time_max=60, memory_max=1)
+    arguments = sbatch_arguments(job, [])
+    assert not [a for a in arguments if re.match("--(partition|time|mem|ntasks|cpus)", a)]
+
+
+def test_a_template_of_executorlib_means_what_it_says():
+    job = a_job(template=OWN, partition="debug", run_time_max=119, memory_max=1.5, cores=4)
+    lines = directives(text_of(job, ["7", "8", "9"]))
+    assert "--time=2" in lines
+    assert "--mem=2G" in lines
+    assert "--dependency=afterok:7:8:9" in lines
+    assert "--ntasks=1" in lines
+    assert "--cpus-per-task=4" in sbatch_arguments(job, ["7", "8", "9"])
+
+
+def test_a_template_that_needs_a_partition_says_so():
+    with pytest.raises(TemplateError, match="'partition'"):
+        text_of(a_job(template=OWN))
+
+
+def test_the_command_line_names_the_job_its_logs_and_its_parents():
+    child = a_job(parents=["p"], slurm_cmd_args="--begin=now --comment='a b'")
+    assert sbatch_arguments(child, ["1", "2"]) == [
+        "--begin=now",
+        "--comment=a b",
+        "--parsable",
+        "--job-name=add-r1-0",
+        "--output=/logs/0.out",
+        "--error=/logs/0.err",
+        "--dependency=afterok:1:2",
+        "--kill-on-invalid-dep=yes",
+    ]
+
+
+@pytest.mark.parametrize("after", [(), ("17",)])
+def test_what_waits_for_nothing_of_its_hand_over_is_held(after):
+    assert "--hold" in sbatch_arguments(a_job(after=after), list(after))
+    assert "--hold" not in sbatch_arguments(a_job(parents=["p"], after=after), ["1", *after])
+
+
+def test_the_command_holds_paths_and_no_values():
+    command = job_command(a_job())
+    assert command == [
+        sys.executable, "-P", "-m", "dask_batch.job", "/cache/definitions/r1.h5", "0"
+    ]  # fmt: skip
+    last = text_of(a_job()).splitlines()[-1]
+    assert shlex.split(last) == ["env", "DASK_BATCH_BACKEND=slurm", *command]
+
+
+@pytest.mark.parametrize(
+    ("python", "words"),
+    [
+        ("/opt/my env/bin/python", ["/opt/my", "env/bin/python"]),
+        ("apptainer exec image.sif python", ["apptainer", "exec", "image.sif", "python"]),
+    ],
+)
+def test_python_may_be_several_words(python, words):
+    assert job_command(a_job(python=python))[: len(words)] == words
+
+
+def test_python_may_have_a_blank_in_its_path(tmp_path):
+    program = tmp_path / "my env" / "python"
+    program.parent.mkdir()
+    program.symlink_to(sys.executable)
+    assert job_command(a_job(python=str(program)))[0] == str(program)
+
+
+def test_threads_are_set_before_the_prologue():
+    script = text_of(a_job(cores=4, job_script_prologue="export OMP_NUM_THREADS=2\nmodule load x"))
+    lines = script.splitlines()
+    assert lines.index("export OMP_NUM_THREADS=4") < lines.index("export OMP_NUM_THREADS=2")
+    assert lines.index("module load x") < len(lines) - 1
+    assert "OMP_NUM_THREADS" not in lines[-1]
+
+
+def test_threads_travel_with_the_command_of_a_users_template():
+    script = text_of(a_job(template=OWN, partition="debug", cores=3))
+    assert "OMP_NUM_THREADS=3 " in script.splitlines()[-1]
+    exporting = OWN.replace("{{command}}", "export OMP_NUM_THREADS=1\n{{command}}")
+    last = text_of(a_job(template=exporting, partition="debug", cores=3)).splitlines()[-1]
+    assert " OMP_NUM_THREADS" not in last
+    assert "MKL_NUM_THREADS=3" in last
+    fixed = OWN.replace("--ntasks", "--cpus-per-task=8 --ntasks")
+    assert "NUM_THREADS" not in text_of(a_job(template=fixed, partition="debug"))
+
+
+def test_a_prologue_that_a_template_does_not_print_comes_before_its_commands():
+    template = "#!/bin/bash\n#SBATCH --x\n\n# comment\necho hi\n{{ command }}\n"
+    lines = text_of(a_job(template=template, job_script_prologue=["module load a", "b"]))
+    assert lines.splitlines()[:7] == [
+        "#!/bin/bash", "#SBATCH --x", "", "# comment", "module load a", "b", "echo hi"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern"),
+    [
+        ("/a/1.out", "/a/1.out"),
+        ("/100%/%j.out", "/100%%/%%j.out"),
+        ("/a\\b/%j.out", "/a\\\\b/%j.out"),
+    ],
+)
+def test_log_patterns(path, pattern):
+    assert log_pattern(path) == pattern
+
+
+@pytest.mark.parametrize(
+    "option", ["--array=0-3", "-a 0-3", "--wait", "-W", "--dependency=singleton", "--job-name=x"]
+)
+@pytest.mark.parametrize("key", ["slurm_cmd_args", "job_extra_directives"])
+def test_options_that_are_our_own_business_are_refused(key, option):
+    with pytest.raises(ResourceError, match=re.escape(option.split("=")[0].split()[0])):
+        refuse_reserved(a_job(**{key: [option]}).resources)
+
+
+@pytest.mark.parametrize("directive", ["--array=0-3", "-a 0-3", "-N 1 --wait", "-W"])
+def test_a_template_is_one_job_that_is_not_waited_for(directive):
+    with pytest.raises(TemplateError, match="line 2"):
+        refuse_directives(f"#!/bin/bash\n#SBATCH {directive}\ntrue\n")
+
+
+def test_a_template_may_say_what_the_command_line_overrides():
+    refuse_directives("#!/bin/bash\n#SBATCH --wait-all-nodes=1 --output=x\necho --array\n")
+
+
+NODES = [
+    NodeKind("debug", 4, 5000, 1800, 2),
+    NodeKind("debug", 8, 2000, 1800, 0),
+    NodeKind("long", 64, 250000, float("inf"), 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"partition": "nosuch"}, "debug, long"),
+        ({"partition": "long,nosuch"}, "'nosuch'"),
+        ({"partition": "debug", "cores": 9}, "most that partition debug offers.* is 8 CPUs"),
+        ({"cores": 65}, "64 CPUs"),
+        ({"partition": "debug", "memory_max": 4.9}, "5018 MB .* 5000 MB"),
+        ({"partition": "debug", "run_time_max": 1801}, "31 minutes .* 30 minutes"),
+        ({"partition": "long", "gpus_per_core": 1}, "0 GPUs"),
+        ({"partition": "debug", "cores": 8, "memory_max": 4}, "at once"),
+    ],
+)
+def test_what_no_node_can_meet_is_refused(asked, named):
+    with pytest.raises(ResourceError, match=named):
+        refuse_what_cannot_be(a_job(**asked).resources, NODES)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"partition": "debug", "cores": 8, "memory_max": 1},
+        {"partition": "debug,long", "cores": 64},
+        {"run_time_max": 10**7, "partition": "long"},
+        {"run_time_max": 1800, "partition": "debug"},
+    ],
+)
+def test_what_some_node_can_meet_is_not_refused(asked):
+    refuse_what_cannot_be(a_job(**asked).resources, NODES)
+
+
+def test_where_nothing_is_known_nothing_is_refused():
+    refuse_what_cannot_be(a_job(partition="any", cores=10**6).resources, [])

@@ -1,0 +1,281 @@
+"""Submission against programs that stand in for Slurm's, so that each failure can be had."""
+
+from __future__ import annotations
+
+import os
+import stat
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from dask_batch.backends.base import Job
+from dask_batch.backends.slurm import backend as slurm_backend
+from dask_batch.backends.slurm import submission
+from dask_batch.backends.slurm.backend import SlurmBackend
+from dask_batch.backends.slurm.submission import Submitter, submission_environment
+from dask_batch.errors import BackendUnavailableError, CommandError, SubmissionError
+from dask_batch.resources import for_dask_task
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Return what makes a program for the path out of shell lines."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def make(name: str, body: str) -> None:
+        path = folder / name
+        path.write_text("#!/bin/sh\n" + textwrap.dedent(body))
+        path.chmod(0o755)
+
+    return make
+
+
+@pytest.fixture
+def job(tmp_path):
+    def make(index=0, parents=(), environment=None, **resources):
+        return Job(
+            name=f"job-{index}",
+            definition=Path("/definition"),
+            index=index,
+            resources=for_dask_task(resources),
+            parents=tuple(parents),
+            log_directory=tmp_path / "logs",
+            environment={"PATH": os.environ["PATH"], **(environment or {})},
+        )
+
+    return make
+
+
+class Clock:
+    """Records pauses instead of waiting."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+        self.closed = False
+
+    def __call__(self, seconds: float) -> bool:
+        self.pauses.append(seconds)
+        return self.closed
+
+
+def test_a_refusal_carries_sbatchs_words_and_the_script(program, job):
+    program("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    clock = Clock()
+    with pytest.raises(SubmissionError, match="invalid partition") as caught:
+        Submitter(lambda names: {}, clock)(job(7), ["--parsable"], "#!/bin/sh\ntrue\n")
+    error = caught.value
+    assert error.output == "sbatch: error: invalid partition specified: x\n"
+    assert error.returncode == 1
+    assert error.job_name == "job-7"
+    assert error.cmd[:2] == ["sbatch", "--parsable"]
+    assert error.script.read_text() == "#!/bin/sh\ntrue\n"
+    assert "sinfo" in error.advice
+    assert clock.pauses == []
+
+
+def test_the_script_is_for_its_owner_alone(program, job):
+    program("sbatch", "echo 5")
+    old = os.umask(0)
+    try:
+        assert Submitter(lambda names: {}, Clock())(job(), [], "text") == "5"
+    finally:
+        os.umask(old)
+    path = job().log_directory / "0.sh"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_lost_answer_is_looked_up_before_it_is_repeated(program, job, tmp_path):
+    program(
+        "sbatch",
+        f"""
+        echo x >> {tmp_path}/calls
+        echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv' >&2
+        exit 1
+        """,
+    )
+    submit = Submitter(lambda names: {names[0]: "42"}, Clock())
+    assert submit(job(), [], "text") == "42"
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+def test_a_busy_controller_is_asked_again(program, job, tmp_path):
+    program(
+        "sbatch",
+        f"""
+        echo x >> {tmp_path}/calls
+        if [ $(wc -l < {tmp_path}/calls) -lt 3 ]; then
+            echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exit 1
+        fi
+        echo 43
+        """,
+    )
+    clock = Clock()
+    assert Submitter(lambda names: {}, clock)(job(), [], "text") == "43"
+    assert clock.pauses == list(submission.PAUSES_S[:2])
+
+
+def test_a_controller_that_stays_away_is_a_refusal(program, job, monkeypatch):
+    program("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1")
+    clock = Clock()
+
+    def find(names):
+        raise CommandError(("squeue",), 1, "", "Unable to contact slurm controller")
+
+    with pytest.raises(SubmissionError, match="Unable to contact"):
+        Submitter(find, clock)(job(), [], "text")
+    assert clock.pauses == list(submission.PAUSES_S)
+
+
+def test_a_closed_backend_does_not_go_on_trying(program, job):
+    program("sbatch", "echo 'Socket timed out' >&2; exit 1")
+    clock = Clock()
+    clock.closed = True
+    with pytest.raises(SubmissionError):
+        Submitter(lambda names: {}, clock)(job(), [], "text")
+    assert len(clock.pauses) == 1
+
+
+def test_a_wrapper_that_hides_the_id_is_looked_up(program, job):
+    program("sbatch", "echo 'Your job has been submitted, thank you'")
+    assert Submitter(lambda names: {"job-0": "9"}, Clock())(job(), [], "text") == "9"
+
+
+def test_an_sbatch_that_hangs_is_looked_up(program, job, monkeypatch):
+    program("sbatch", "sleep 1000")
+    monkeypatch.setattr(submission, "SUBMIT_TIMEOUT_S", 0.3)
+    assert Submitter(lambda names: {"job-0": "9"}, Clock())(job(), [], "text") == "9"
+
+
+def test_a_users_sbatch_variables_do_not_override_a_resource(job):
+    environment = {
+        "SBATCH_ACCOUNT": "mine",
+        "SBATCH_PARTITION": "long",
+        "SBATCH_ARRAY_INX": "0-9",
+        "OMP_NUM_THREADS": "64",
+        "MINE": "kept",
+    }
+    seen = submission_environment(job(partition="debug", environment=environment))
+    assert seen["SBATCH_ACCOUNT"] == "mine"
+    assert seen["MINE"] == "kept"
+    assert not {"SBATCH_PARTITION", "SBATCH_ARRAY_INX", "OMP_NUM_THREADS", "LC_ALL"} & set(seen)
+
+
+def test_sbatch_gets_the_jobs_environment_and_not_this_process(program, job, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONLY_HERE", "1")
+    program("sbatch", f"env > {tmp_path}/seen; pwd > {tmp_path}/where; echo 1")
+    Submitter(lambda names: {}, Clock())(job(environment={"THERE": "2"}), [], "text")
+    seen = (tmp_path / "seen").read_text()
+    assert "THERE=2" in seen
+    assert "ONLY_HERE" not in seen
+    assert (tmp_path / "where").read_text().strip() == str(tmp_path / "logs")
+
+
+# ---- the backend's use of it -----------------------------------------------------------------
+
+COUNTING = """
+echo "$@" >> {folder}/argv
+(
+    flock 9
+    n=$(cat {folder}/n 2>/dev/null || echo 0); n=$((n + 1)); echo $n > {folder}/n
+    case "$*" in *"--job-name={refused}"*) echo 'sbatch: error: no' >&2; exit 1 ;; esac
+    echo $n
+) 9> {folder}/lock
+"""
+
+
+def test_children_name_the_ids_of_their_parents(program, job, tmp_path):
+    program("sbatch", COUNTING.format(folder=tmp_path, refused="none"))
+    roots = [job(i) for i in range(5)]
+    child = job(5, parents=[root.name for root in roots])
+    ids: dict[str, str] = {}
+    SlurmBackend().submit([*roots, child], ids.__setitem__)
+    assert sorted(ids.values(), key=int) == [str(i) for i in range(1, 7)]
+    last = (tmp_path / "argv").read_text().splitlines()[-1]
+    expected = ":".join(ids[root.name] for root in roots)
+    assert f"--dependency=afterok:{expected} --kill-on-invalid-dep=yes" in last
+    assert "--hold" not in last
+
+
+def test_after_a_refusal_nothing_more_is_begun_and_all_accepted_are_known(program, job, tmp_path):
+    program("sbatch", COUNTING.format(folder=tmp_path, refused="job-2 "))
+    jobs = [job(i) for i in range(40)]
+    ids: dict[str, str] = {}
+    with pytest.raises(SubmissionError) as caught:
+        SlurmBackend().submit([*jobs, job(40, parents=["job-39"])], ids.__setitem__)
+    assert caught.value.job_name == "job-2"
+    calls = (tmp_path / "argv").read_text().splitlines()
+    assert len(ids) == len(calls) - 1 < 20
+    assert "job-2" not in ids
+
+
+def test_without_sbatch_there_is_no_slurm(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendUnavailableError, match="backend='local'"):
+        SlurmBackend()
+
+
+def test_without_a_controller_there_is_no_slurm(program, job):
+    program("sbatch", "exit 1")
+    program("sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(BackendUnavailableError, match=r"Unable to contact.*backend='local'"):
+        SlurmBackend().check([job()])
+
+
+def test_without_accounting_the_queue_alone_is_asked(program, tmp_path):
+    program("sbatch", "exit 1")
+    program("squeue", "echo '1|RUNNING|0|None'")
+    program(
+        "sacct",
+        f"echo x >> {tmp_path}/sacct; echo 'Slurm accounting storage is disabled' >&2; exit 1",
+    )
+    backend = SlurmBackend()
+    assert set(backend.status(["1", "2"])) == {"1"}
+    assert set(backend.status(["1", "2"])) == {"1"}
+    assert (tmp_path / "sacct").read_text() == "x\n"
+
+
+def test_an_accounting_that_lags_says_nothing(program):
+    program("sbatch", "exit 1")
+    program("squeue", "true")
+    program("sacct", "echo '1|RUNNING|0:0|None'; echo '2|COMPLETED|0:0|None'")
+    assert set(SlurmBackend().status(["1", "2", "3"])) == {"2"}
+
+
+def test_no_answer_of_squeue_is_no_status(program):
+    program("sbatch", "exit 1")
+    program("squeue", "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1")
+    program("sacct", "echo '1|COMPLETED|0:0|None'")
+    with pytest.raises(CommandError):
+        SlurmBackend().status(["1"])
+
+
+def test_many_ids_go_in_few_calls(program, tmp_path):
+    program("sbatch", "exit 1")
+    program("scancel", f"echo $# >> {tmp_path}/counts")
+    SlurmBackend().cancel([str(i) for i in range(2 * slurm_backend.IDS_PER_CALL + 1)])
+    counts = [int(line) for line in (tmp_path / "counts").read_text().split()]
+    assert counts == [slurm_backend.IDS_PER_CALL] * 2 + [1]
+
+
+def test_cancelling_what_is_gone_is_no_error_but_another_users_job_is(program):
+    program("sbatch", "exit 1")
+    program(
+        "scancel", "echo 'scancel: error: Kill job error on job id 1: Invalid job id' >&2;exit 1"
+    )
+    SlurmBackend().cancel(["1"])
+    program("scancel", "echo 'scancel: error: 2: Access/permission denied' >&2; exit 210")
+    with pytest.raises(CommandError, match="denied"):
+        SlurmBackend().cancel(["2"])
+
+
+def test_a_wait_ends_when_woken(program):
+    program("sbatch", "exit 1")
+    backend = SlurmBackend()
+    backend.wake()
+    backend.wait(1000)
+    backend.close()
+    backend.wait(1000)
