@@ -17,14 +17,16 @@ from typing import Any, TypeAlias
 
 from dask_batch.code import wire
 from dask_batch.code.origin import is_user_module, travels_by_value
+from dask_batch.code.wire import PYTHON
 
-__all__ = ["REDUCERS", "reduce_sentinel"]
+__all__ = ["REDUCERS", "reduce_compiled", "reduce_sentinel"]
 
 Reduction: TypeAlias = tuple[Any, ...]
 
 
 def _code(code: types.CodeType) -> Reduction:
-    return types.CodeType, (
+    return wire.code, (
+        PYTHON,
         *(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_nlocals),
         *(code.co_stacksize, code.co_flags, code.co_code, code.co_consts, code.co_names),
         *(code.co_varnames, code.co_filename, code.co_name, code.co_qualname),
@@ -96,6 +98,11 @@ def reduce_sentinel(thing: Any) -> Any:
         if value is thing:
             return getattr, (dataclasses, name)
     return NotImplemented
+
+
+def reduce_compiled(states: Any) -> Reduction:
+    """Let a numba function's parts be pickled here: numba's own pickler would go by file name."""
+    return type(states), (states.ctor, states.states)
 
 
 def _lru_cached(cached: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 from cloudpickle import cloudpickle
 
+from dask_batch.code.origin import is_user_module
 from dask_batch.code.wire import identity_of, know_class
 
 __all__ = ["class_parts", "identity", "make_class", "set_attributes"]
@@ -104,12 +105,12 @@ class _Quiet:
 
 
 def _hears_of_subclasses(bases: tuple[Any, ...]) -> bool:
-    """Whether a base that travelled has an ``__init_subclass__`` of the user's."""
+    """Whether a base has an ``__init_subclass__`` of the user's."""
     for base in types.resolve_bases(bases):
         for ancestor in base.__mro__:
             hook = vars(ancestor).get("__init_subclass__")
             if hook is not None:
-                return ancestor is not object and identity_of(ancestor) is not None
+                return ancestor is not object and is_user_module(ancestor.__module__)
     return False
 
 

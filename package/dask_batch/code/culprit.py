@@ -35,6 +35,8 @@ def find(
     path, refusal
         The way to the innermost part that fails by itself, and what it raises.
     """
+    if isinstance(refusal, RecursionError):
+        return where, refusal  # no part of it is to blame
     path = where
     seen = {id(obj)}
     for _ in range(_DEPTH):
@@ -79,7 +81,10 @@ def parts(obj: Any) -> Iterator[Part]:
 def _of_instance(obj: Any) -> Iterator[Part]:
     attributes = getattr(obj, "__dict__", None)
     if isinstance(attributes, dict):
-        yield from ((f".{name}", value) for name, value in attributes.items())
+        hidden = isinstance(obj, ModuleType)  # a module's own machinery does not travel
+        for name, value in attributes.items():
+            if not (hidden and name.startswith("__")):
+                yield f".{name}", value
     for ancestor in type(obj).__mro__:
         slots = vars(ancestor).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):

@@ -41,6 +41,9 @@ Granularity: TypeAlias = Literal["minor", "exact", "none"]
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _OWN = __name__.partition(".")[0]
 _MAIN = frozenset({"__main__", "__mp_main__"})
+_BINDINGS = ("_cython_", "pybind11_builtins", "nanobind", "Boost.Python", "shibokensupport")
+"""Modules without a file in which generators of extension modules keep their own types."""
+
 _LIBRARY_DIRECTORIES = frozenset({"site-packages", "dist-packages"})
 _ARCHIVES = (".egg", ".zip", ".whl", ".pex")
 _EXTENSIONS = (*importlib.machinery.EXTENSION_SUFFIXES, ".so", ".pyd", ".dylib")
@@ -65,7 +68,7 @@ def is_user_module(name: str | None) -> bool:
     """
     if name is None or name in _MAIN:
         return True
-    if name.partition(".")[0] == _OWN:
+    if name.partition(".")[0] == _OWN or name.startswith(_BINDINGS):
         return False
     module = sys.modules.get(name)
     if isinstance(module, TravelledModule):

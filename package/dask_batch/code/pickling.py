@@ -28,6 +28,7 @@ from types import CellType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dask_batch.code import wire
+from dask_batch.code.builtin_types import REDUCERS, reduce_compiled, reduce_sentinel
 from dask_batch.code.origin import travels_by_value
 from dask_batch.errors import SerializationError
 
@@ -118,7 +119,8 @@ def loads(
     install
         For a job and its definition: put the user's modules that travelled into ``sys.modules``,
         ``__main__`` included, in place of what is there. Without it ``sys.modules`` is not
-        touched.
+        touched; only in a process that has installed, modules that are not there at all are
+        added for the functions that import them.
     """
     with wire.session(install=install):
         if persistent_load is None:
@@ -154,16 +156,17 @@ class _Pickler(pickle.Pickler):
 
     def _instance(self, obj: Any, kind: type) -> Any:
         """Reduce what is neither function, class nor module, where pickle would not do."""
-        from dask_batch.code.builtin_types import REDUCERS, reduce_sentinel
-
         reducer = REDUCERS.get(kind)
         if reducer is not None:
             return reducer(obj)
         if kind.__module__ == "dataclasses":
             return reduce_sentinel(obj)
-        if (kind.__reduce__, kind.__reduce_ex__) == _DEFAULT or not travels_by_value(kind):
-            return NotImplemented
-        if kind in copyreg.dispatch_table:
+        if kind.__module__ == "numba.core.serialize" and hasattr(obj, "ctor"):
+            return reduce_compiled(obj)
+        says_how = isinstance(kind.__reduce__, FunctionType) or isinstance(
+            kind.__reduce_ex__, FunctionType
+        )
+        if not says_how or kind in copyreg.dispatch_table or not travels_by_value(kind):
             return NotImplemented
         reduction = obj.__reduce_ex__(5)
         is_name = isinstance(reduction, str)
@@ -173,9 +176,6 @@ class _Pickler(pickle.Pickler):
         if travels_by_value(cls):
             return self.by_value.klass(cls)
         return _unnamed_builtin(cls) if cls.__module__ == "builtins" else NotImplemented
-
-
-_DEFAULT: Any = (object.__reduce__, object.__reduce_ex__)
 
 
 class _ReferringPickler(_Pickler):

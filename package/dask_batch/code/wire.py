@@ -9,6 +9,7 @@ parameters and company, but never another meaning.
 ==================  =============================================================================
 ``namespace``       the module with a name and a number (0: the one that ``sys.modules`` had)
 ``library``         a library's module, imported
+``code``            a code object, with the Python that compiled it
 ``function``        a function without its state; ``fill_function`` gives it that, and binds in the
                     namespaces what it reaches
 ``cell``            an empty cell; ``same``, ``fill_cell``
@@ -50,6 +51,14 @@ from typing import Any
 
 from dask_batch.code.namespaces import TravelledModule, travelled
 
+
+class _Process:
+    """What this process is: one that has installed is a job, and never a client."""
+
+    installs = False
+
+
+_process = _Process()
 _installed: dict[str, ModuleType] = {}
 _displaced: list[ModuleType | None] = []
 """Modules that installed ones replaced; kept, since their functions may be on the stack."""
@@ -64,6 +73,7 @@ class Session:
 
     def __init__(self, *, install: bool = False) -> None:
         self.install = install
+        _process.installs = _process.installs or install
         self._namespaces: dict[tuple[str, int], ModuleType] = {}
         self._unfilled: dict[int, Any] = {}
         """What this load has made and not yet given its state, by id."""
@@ -82,8 +92,13 @@ class Session:
         return module
 
     def publish(self, name: str, module: ModuleType) -> None:
-        """Make a namespace importable by its name, if this load installs."""
-        if not self.install or sys.modules.get(name) is module:
+        """Make a namespace importable by its name: if this load installs, or fills a gap.
+
+        A job's inputs may hold functions that import modules of which its definition knows
+        nothing.
+        """
+        gap = _process.installs and name not in sys.modules
+        if sys.modules.get(name) is module or not (self.install or gap):
             return
         _displaced.append(sys.modules.get(name))
         sys.modules[name] = _installed[name] = module
@@ -117,6 +132,9 @@ class Session:
         """Whether this load has made an object that waits for its state. Asked once."""
         return self._unfilled.pop(id(thing), None) is not None
 
+
+PYTHON = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}"
+"""Bytecode means something to the minor version that compiled it, and to no other."""
 
 _session: ContextVar[Session | None] = ContextVar("session", default=None)
 
@@ -185,10 +203,35 @@ def fill_cell(target: CellType, contents: tuple[Any]) -> None:
     (target.cell_contents,) = contents
 
 
+class _ForeignCode:
+    """Code of another Python. Running it could crash the process; carrying it does not."""
+
+    def __init__(self, python: str) -> None:
+        self.python = python
+
+    def function(self, name: str) -> FunctionType:
+        """Make a function that says why it cannot be called."""
+
+        def of_another_python(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError(
+                f"{name} was compiled by {self.python} and cannot be called by {PYTHON}: "
+                "import it, or compute it again with this Python"
+            )
+
+        return of_another_python
+
+
+def code(python: str, *parts: Any) -> Any:
+    """Make a code object."""
+    return CodeType(*parts) if python == PYTHON else _ForeignCode(python)
+
+
 def function(
-    code: CodeType, home: ModuleType, name: str, closure: tuple[CellType, ...] | None
+    code: CodeType | _ForeignCode, home: ModuleType, name: str, closure: tuple[CellType, ...] | None
 ) -> FunctionType:
     """Make a function in a namespace; its state comes later, since it may refer to itself."""
+    if isinstance(code, _ForeignCode):
+        return code.function(name)
     home.__dict__.setdefault("__builtins__", builtins)
     return FunctionType(code, home.__dict__, name, None, closure)
 
