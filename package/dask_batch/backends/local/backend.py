@@ -57,7 +57,8 @@ class LocalBackend:
         self._group = secrets.token_hex(8)
         self._connection: Connection | None = None
         self._known: dict[str, JobStatus] = {}
-        self._news = False
+        self._fresh: set[str | None] = set()
+        """The ids of jobs of which there are news that nobody has asked for yet."""
         self._lock = threading.RLock()
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._woken, False)
@@ -146,21 +147,26 @@ class LocalBackend:
             There is no queue, and none can be started.
         """
         with self._lock:
-            self._connected()  # what is known came over a connection that still stands
-            unknown = [job_id for job_id in job_ids if job_id not in self._known]
-            found: dict[str, JobStatus] = {}
-            # Also without ids: the answer comes behind all news that precede it.
-            for answer in self._repeatable("status", "jobs", unknown):
-                own = f"{self._connected().queue}-"
-                for record in answer["jobs"]:
-                    found[record[0]] = status_of(record)
-                    if record[0].startswith(own):  # of others no news will come
-                        self._known[record[0]] = found[record[0]]
-            return {
-                job_id: known
-                for job_id in job_ids
-                if (known := self._known.get(job_id) or found.get(job_id)) is not None
-            }
+            while (found := self._ask(job_ids)) is None:
+                continue
+            self._fresh.difference_update(job_ids)
+            return found
+
+    def _ask(self, job_ids: Collection[str]) -> dict[str, JobStatus] | None:
+        """Ask for what is not known; None if what was known belongs to a lost connection."""
+        connection = self._connected()
+        unknown = [job_id for job_id in job_ids if job_id not in self._known]
+        # Also without ids: the answer comes behind all news that precede it.
+        answers = self._repeatable("status", "jobs", unknown)
+        if self._connection is not connection:
+            return None
+        others: dict[str, JobStatus] = {}
+        for record in (record for answer in answers for record in answer["jobs"]):
+            # Of jobs of an earlier queue there will be no news.
+            own = record[0].startswith(f"{connection.queue}-")
+            (self._known if own else others)[record[0]] = status_of(record)
+        found = ((job_id, self._known.get(job_id) or others.get(job_id)) for job_id in job_ids)
+        return {job_id: status for job_id, status in found if status is not None}
 
     def find(self, names: Collection[str]) -> dict[str, str]:
         """Look up job ids by unique job names; those of ended jobs as far as they are known."""
@@ -234,9 +240,9 @@ class LocalBackend:
 
     def _told(self, message: Message) -> None:
         """Take in news."""
-        self._news = True
         for record in message["jobs"]:
             self._known[record[0]] = status_of(record)
+            self._fresh.add(record[0])
 
     def _listen(self) -> None:
         with self._lock:
@@ -247,13 +253,13 @@ class LocalBackend:
                 connection.listen()
             except LostConnectionError:
                 self._disconnect()
-                self._news = True
+                self._fresh.add(None)  # what became of the jobs is to be asked of a new queue
 
     def _take_news(self) -> bool:
         """Whether there have been news since this was asked last."""
         with self._lock:
-            news, self._news = self._news, False
-        return news
+            fresh, self._fresh = self._fresh, set()
+        return bool(fresh)
 
     def _forget_wake(self) -> None:
         try:

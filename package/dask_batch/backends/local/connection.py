@@ -46,7 +46,7 @@ class Connection:
 
     Attributes
     ----------
-    queue, cpus, memory_bytes
+    queue, pid, cpus, memory_bytes
         What the queue said of itself.
     owner_pid
         The process that opened it: it must not be used in a fork of that.
@@ -57,6 +57,7 @@ class Connection:
         self.owner_pid = os.getpid()
         self._channel, welcome = _open(Runtime.prepare(), start=start)
         self.queue: str = welcome["queue"]
+        self.pid: int = welcome["pid"]
         self.cpus: int = welcome["cpus"]
         self.memory_bytes: int = welcome["memory_bytes"]
 

@@ -2,19 +2,19 @@
 
 Requests and their answers (a refusal is ``{"type": "refused", "message", "name"}``):
 
-=========== ============================== ==================================================
-request     fields                         answer
-=========== ============================== ==================================================
-``hello``   ``version``                    ``welcome``: ``queue``, ``cpus``, ``memory_bytes``
-``part``    see :mod:`.submission`         none
-``submit``  ``group``, ``cap``             ``taken``: ``first``, ``count`` (job numbers)
-``release`` ``jobs`` (ids)                 ``done``
-``status``  ``jobs``                       ``jobs``: records of those that are known
-``find``    ``names``                      ``found``: ``jobs``, name to id
-``cancel``  ``jobs``                       ``done``
-``list``                                   ``jobs``: records of those that have not ended
-``stop``    ``kill``                       ``stopping``: ``pid``
-=========== ============================== ==================================================
+=========== =================== ==================================================================
+request     fields              answer
+=========== =================== ==================================================================
+``hello``   ``version``         ``welcome``: ``queue``, ``pid``, ``cpus``, ``memory_bytes``
+``part``    see :mod:`.submission`; no answer
+``submit``  ``group``, ``cap``  ``taken``: ``first``, ``count`` (job numbers)
+``release`` ``jobs`` (ids)      ``done``
+``status``  ``jobs``            ``jobs``: records of those that are known
+``find``    ``names``           ``found``: ``jobs``, name to id
+``cancel``  ``jobs``            ``done``
+``list``                        ``jobs``: records of those that have not ended
+``stop``    ``kill``            ``stopping``
+=========== =================== ==================================================================
 
 A record is ``[id, state, exit code, signal, reason, name]``. Of every job that a connection has
 handed over or asked for, it is told the changes, in messages ``news`` with ``jobs``. What is told
@@ -98,6 +98,7 @@ class Service:
             return {
                 "type": "welcome",
                 "queue": str(self._here),
+                "pid": os.getpid(),
                 "cpus": self._machine.cpus,
                 "memory_bytes": self._machine.memory_bytes,
             }
@@ -154,7 +155,10 @@ class Service:
     # ---- looking ---------------------------------------------------------------------------
 
     def _status(self, client: Client, message: Message, now: float) -> Message:
-        """Report jobs, and watch those that are this queue's."""
+        """Report jobs, and watch those that are this queue's; first tell all news there are."""
+        client.news |= self._queue.changed & client.watched
+        while client.news:
+            self._tell_some(client)
         records = []
         former = []
         for text in _strings(message, "jobs"):
@@ -200,8 +204,10 @@ class Service:
 
     def tell(self, client: Client) -> None:
         """Send a client the latest of its jobs, if it has read what was sent before."""
-        if not client.news or client.channel.unsent:
-            return
+        if client.news and not client.channel.unsent:
+            self._tell_some(client)
+
+    def _tell_some(self, client: Client) -> None:
         told = [client.news.pop() for _ in range(min(len(client.news), _NEWS_PER_MESSAGE))]
         jobs = [job for number in told if (job := self._queue.get(number)) is not None]
         client.channel.send({"type": "news", "jobs": [self._record(job) for job in jobs]})
@@ -237,7 +243,7 @@ class Service:
             self.killing = True
             for job in [job for job in self._queue if not job.state.ended]:
                 self._cancel_one(job.number, now)
-        return {"type": "stopping", "pid": os.getpid()}
+        return {"type": "stopping"}
 
 
 def _record(job_id: str, state: JobState, how: Outcome | None, name: str) -> list[Any]:

@@ -1,0 +1,242 @@
+"""The local queue's scheduling core: policy by example, invariants by random histories."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from dask_batch.backends.base import JobState
+from dask_batch.backends.local.queue import PASS_LIMIT, Demand, Entry, Outcome, RefusedError
+from dask_batch.backends.local.queue import WorkQueue as Queue
+
+GOOD = Outcome(JobState.COMPLETED, exit_code=0)
+BAD = Outcome(JobState.FAILED, exit_code=1)
+
+
+def entry(name: str, *parents: int, cpus: int = 1, memory: int = 0, **more: object) -> Entry:
+    after = more.pop("after", ())
+    return Entry(name, Demand(cpus, memory, **more), parents, after)  # type: ignore[arg-type]
+
+
+def started(queue: Queue) -> list[str]:
+    return [job.name for job in queue.start_due()]
+
+
+def state(queue: Queue, number: int) -> JobState:
+    job = queue.get(number)
+    assert job is not None
+    return job.state
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue(cpus=4, memory_bytes=100)
+
+
+def test_roots_are_held_until_released_and_the_rest_waits(queue: Queue) -> None:
+    numbers = queue.hand_over([entry("a"), entry("b", 0)])
+    assert [state(queue, n) for n in numbers] == [JobState.HELD, JobState.WAITING]
+    assert started(queue) == []
+    queue.release(numbers)
+    assert started(queue) == ["a"]
+    queue.end(0, GOOD)
+    assert started(queue) == ["b"]
+
+
+def test_a_hand_over_is_taken_whole_or_not_at_all(queue: Queue) -> None:
+    queue.hand_over([entry("taken")])
+    for bad in (entry("taken"), entry("x"), entry("large", cpus=5), entry("big", memory=101)):
+        with pytest.raises(RefusedError) as caught:
+            queue.hand_over([entry("x"), bad])
+        assert caught.value.name == bad.name
+    with pytest.raises(RefusedError):
+        queue.hand_over([entry("child", 0)])
+    assert [job.name for job in queue] == ["taken"]
+
+
+def test_failure_reaches_all_descendants_and_nobody_else(queue: Queue) -> None:
+    queue.hand_over([entry("a"), entry("b", 0), entry("c", 1), entry("other")])
+    queue.release(range(4))
+    assert started(queue) == ["a", "other"]
+    queue.end(0, BAD)
+    assert [state(queue, n) for n in (1, 2)] == [JobState.DEPENDENCY_FAILED] * 2
+    assert state(queue, 3) is JobState.RUNNING
+    job = queue.get(2)
+    assert job is not None
+    assert job.outcome is not None
+    assert "b" in job.outcome.reason
+
+
+def test_after_counts_what_is_known_of_earlier_jobs(queue: Queue) -> None:
+    queue.hand_over([entry("good"), entry("bad"), entry("unfinished")])
+    queue.release(range(2))
+    queue.start_due()
+    queue.end(0, GOOD)
+    queue.end(1, BAD)
+    numbers = queue.hand_over(
+        [
+            entry("1", after=(0,)),
+            entry("2", after=(1,)),
+            entry("3", after=(2,)),
+            entry("4", after=(99,)),
+            entry("5", 1),
+        ]
+    )
+    queue.release(numbers)
+    assert started(queue) == ["1", "4"]
+    assert [state(queue, numbers[i]) for i in (1, 4)] == [JobState.DEPENDENCY_FAILED] * 2
+    queue.release([2])
+    assert started(queue) == ["unfinished"]
+    queue.end(2, GOOD)
+    assert started(queue) == ["3"]
+
+
+def test_priority_first_then_order(queue: Queue) -> None:
+    queue.hand_over([entry("a", cpus=4), entry("b", cpus=4), entry("c", cpus=4, priority=1)])
+    queue.release(range(3))
+    order = []
+    for _ in range(3):
+        (job,) = queue.start_due()
+        order.append(job.name)
+        queue.end(job.number, GOOD)
+    assert order == ["c", "a", "b"]
+
+
+def test_small_jobs_pass_a_large_one_but_not_for_ever(queue: Queue) -> None:
+    queue.hand_over([entry("long"), entry("large", cpus=4)])
+    queue.hand_over([entry(f"small{i}", cpus=3) for i in range(PASS_LIMIT + 5)])
+    queue.release(range(PASS_LIMIT + 7))
+    assert started(queue) == ["long", "small0"]
+    passed = 1
+    while True:
+        (small,) = [n for n in queue.running if n != 0]
+        queue.end(small, GOOD)
+        if not started(queue):
+            break
+        passed += 1
+    assert passed == PASS_LIMIT
+    queue.end(0, GOOD)
+    assert started(queue) == ["large"]
+
+
+def test_a_cap_binds_its_group_alone_and_does_not_count_as_passing(queue: Queue) -> None:
+    queue.hand_over([entry(f"g{i}", group="g") for i in range(4)], cap=1)
+    queue.hand_over([entry("free")])
+    queue.release(range(5))
+    assert started(queue) == ["g0", "free"]
+    queue.end(0, GOOD)
+    assert started(queue) == ["g1"]
+
+
+def test_cancel_of_waiting_and_of_running_jobs(queue: Queue) -> None:
+    queue.hand_over([entry("a"), entry("b", 0), entry("c")])
+    queue.release([0])
+    queue.start_due()
+    assert queue.cancel(0) is True
+    assert state(queue, 0) is JobState.RUNNING
+    assert queue.cancel(2) is False
+    assert state(queue, 2) is JobState.CANCELLED
+    queue.release([2])
+    assert started(queue) == []
+    queue.end(0, Outcome(JobState.CANCELLED))
+    assert state(queue, 1) is JobState.DEPENDENCY_FAILED
+    assert queue.cancel(0) is False
+    assert queue.cancel(99) is False
+
+
+def test_ended_jobs_are_forgotten_oldest_first_and_names_free_again() -> None:
+    queue = Queue(cpus=1, memory_bytes=1, keep_ended=2)
+    for i in range(4):
+        (number,) = queue.hand_over([entry(f"j{i}")])
+        queue.cancel(number)
+    assert [job.name for job in queue] == ["j2", "j3"]
+    assert queue.find("j0") is None
+    assert queue.find("j3") == 3
+    assert queue.hand_over([entry("j3")]) == range(4, 5)
+    assert queue.find("j3") == 4
+
+
+class History(RuleBasedStateMachine):
+    """Any history: never more than the machine, never before parents, never stuck."""
+
+    @initialize(cpus=st.integers(1, 4))
+    def begin(self, cpus: int) -> None:
+        self.queue = Queue(cpus=cpus, memory_bytes=10, keep_ended=1000)
+        self.parents: dict[int, set[int]] = {}
+        self.names = 0
+
+    @rule(data=st.data(), size=st.integers(1, 6), cap=st.none() | st.integers(1, 2))
+    def hand_over(self, data: st.DataObject, size: int, cap: int | None) -> None:
+        entries = []
+        known = len(self.parents)
+        for position in range(size):
+            some = st.sets(st.integers(0, position - 1), max_size=2) if position else st.just(set())
+            earlier = (
+                st.sets(st.integers(0, known - 1), max_size=2) if known else st.just(set[int]())
+            )
+            entries.append(
+                entry(
+                    f"n{self.names}",
+                    *data.draw(some),
+                    cpus=data.draw(st.integers(1, self.queue.cpus)),
+                    memory=data.draw(st.integers(0, 10)),
+                    after=tuple(data.draw(earlier)),
+                    group="g" if cap else None,
+                    priority=data.draw(st.integers(-1, 1)),
+                )
+            )
+            self.names += 1
+        numbers = self.queue.hand_over(entries, cap=cap)
+        for number, item in zip(numbers, entries, strict=True):
+            self.parents[number] = {numbers[p] for p in item.parents} | set(item.after)
+
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        self.queue.release(data.draw(st.sets(st.integers(0, len(self.parents)))))
+
+    @rule()
+    def start(self) -> None:
+        for job in self.queue.start_due():
+            for parent in self.parents[job.number]:
+                assert state(self.queue, parent) is JobState.COMPLETED
+
+    @rule(data=st.data(), how=st.sampled_from([GOOD, GOOD, GOOD, BAD]))
+    def end(self, data: st.DataObject, how: Outcome) -> None:
+        if self.queue.running:
+            self.queue.end(data.draw(st.sampled_from(self.queue.running)), how)
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.queue.cancel(data.draw(st.integers(0, len(self.parents))))
+
+    @invariant()
+    def fits_the_machine(self) -> None:
+        running = [self.queue.get(number) for number in self.queue.running]
+        assert self.queue.cpus - self.queue.free_cpus == sum(j.demand.cpus for j in running if j)
+        assert self.queue.free_cpus >= 0
+        assert self.queue.free_memory_bytes >= 0
+
+    @invariant()
+    def descendants_of_failures_have_failed(self) -> None:
+        for number, parents in self.parents.items():
+            ended = [state(self.queue, p) for p in parents if state(self.queue, p).ended]
+            if any(how is not JobState.COMPLETED for how in ended):
+                assert state(self.queue, number).ended
+
+    def teardown(self) -> None:
+        """Let everything go: it must all end."""
+        if not hasattr(self, "queue"):
+            return
+        self.queue.release(list(self.parents))
+        while self.queue.unfinished:
+            self.queue.start_due()
+            assert self.queue.running, "jobs are left and nothing starts"
+            self.queue.end(self.queue.running[0], GOOD)
+        assert self.queue.free_cpus == self.queue.cpus
+        assert self.queue.free_memory_bytes == self.queue.memory_bytes
+
+
+TestHistory = History.TestCase
+TestHistory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
