@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from dask_batch.code import wire
 from dask_batch.code.origin import is_user_module, travels_by_value
-from dask_batch.code.wire import PYTHON
+from dask_batch.code.session import look_up
 
 __all__ = ["REDUCERS", "reduce_compiled", "reduce_sentinel"]
 
@@ -26,7 +26,7 @@ Reduction: TypeAlias = tuple[Any, ...]
 
 def _code(code: types.CodeType) -> Reduction:
     return wire.code, (
-        PYTHON,
+        wire.PYTHON,
         *(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_nlocals),
         *(code.co_stacksize, code.co_flags, code.co_code, code.co_consts, code.co_names),
         *(code.co_varnames, code.co_filename, code.co_name, code.co_qualname),
@@ -114,7 +114,7 @@ def _lru_cached(cached: Any) -> Any:
 
 def _is_library_name(thing: Any) -> bool:
     module = thing.__module__
-    return not is_user_module(module) and wire.look_up(module, thing.__name__) is thing
+    return not is_user_module(module) and look_up(module, thing.__name__) is thing
 
 
 def _type_variable(variable: Any) -> Any:

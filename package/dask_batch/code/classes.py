@@ -20,7 +20,7 @@ from typing import Any
 from cloudpickle import cloudpickle
 
 from dask_batch.code.origin import is_user_module
-from dask_batch.code.wire import identity_of, know_class
+from dask_batch.code.session import identity_of, know_class
 
 __all__ = ["class_parts", "identity", "make_class", "set_attributes"]
 

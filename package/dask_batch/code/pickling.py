@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from types import CellType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dask_batch.code import wire
 from dask_batch.code.builtin_types import REDUCERS, reduce_compiled, reduce_sentinel
 from dask_batch.code.origin import travels_by_value
+from dask_batch.code.session import session
 from dask_batch.errors import SerializationError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def loads(
         touched; only in a process that has installed, modules that are not there at all are
         added for the functions that import them.
     """
-    with wire.session(install=install):
+    with session(install=install):
         if persistent_load is None:
             return pickle.loads(data, buffers=buffers)
         return _ReferringUnpickler(io.BytesIO(data), buffers, persistent_load).load()

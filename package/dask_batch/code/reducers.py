@@ -15,6 +15,7 @@ from dask_batch.code import wire
 from dask_batch.code.classes import class_parts, identity
 from dask_batch.code.origin import is_user_module, library_of_namespace
 from dask_batch.code.reach import resolve
+from dask_batch.code.session import look_up
 
 __all__ = ["Reducers", "Reduction"]
 
@@ -104,7 +105,7 @@ class Reducers:
         top = thing.__qualname__.partition(".")[0]
         if module is None or not _is_user_module_object(module):
             return []
-        if wire.look_up(thing.__module__, thing.__qualname__) is not thing:
+        if look_up(thing.__module__, thing.__qualname__) is not thing:
             return []
         return [(self._space(vars(module)), {top: vars(module)[top]})]
 
