@@ -90,7 +90,7 @@ def prune(
 ) -> list[Hashable]:
     """List the tasks that have to run, parents first; of tasks with equal keys the first met."""
     seen: dict[str, Hashable] = {}
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[Hashable] = nx.DiGraph()
     level = _new(wanted, keyed, seen)
     while level:
         held = present([keyed[name].key for name in level])
@@ -158,7 +158,7 @@ def chains(
             and fuse != "none"
             and before[0] not in kept
             and len(uses[before[0]]) == 1
-            and chain[-1] in references(tasks[name].expression)  # and not another of that key
+            and _uses_only(chain[-1], name, tasks, keyed)
             and _may_share(chain[-1], name, tasks, keyed, fuse)
             and equal(tasks[chain[-1]], tasks[name])
         ):
@@ -172,6 +172,18 @@ def chains(
     # A chain is ready when its last task's parents are; a parent's last task comes before.
     found.sort(key=lambda chain: position[chain[-1]])
     return [tuple(chain) for chain in found]
+
+
+def _uses_only(
+    first: Hashable,
+    second: Hashable,
+    tasks: Mapping[Hashable, Task],
+    keyed: Mapping[Hashable, Keyed],
+) -> bool:
+    """Whether a task refers to the result of another by no second name of the same key."""
+    key = keyed[first].key
+    names = references(tasks[second].expression)
+    return all(name == first for name in names if keyed[name].key == key)
 
 
 def _may_share(

@@ -225,6 +225,8 @@ def _from_legacy(key: Hashable, value: Any, graph: Mapping[Hashable, Any]) -> An
     if getattr(value, "__dask_future__", False):
         return DataNode(key, value)  # the caller knows its own futures
     node = convert_legacy_task(key, value, graph)
+    if isinstance(node, Alias) and node.target == key:
+        return DataNode(key, value)  # {0: 0}: data that happens to equal its key
     return node if isinstance(node, (GraphNode, Alias)) else DataNode(key, node)
 
 

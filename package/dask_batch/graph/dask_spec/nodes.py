@@ -128,6 +128,9 @@ def expression(node: Any, block: Block) -> Expression:
 
 def _call(node: Task, block: Block) -> Expression:
     args = tuple(expression(argument, block) for argument in node.args)
+    if node.func is NestedContainer.to_container:  # a bag's optimiser makes tasks of containers
+        made = node.kwargs["constructor"]
+        return Build(made if isinstance(made, type) else dict, args)
     if node.func is _identity_cast:
         return Build(node.kwargs["typ"], args)
     if isinstance(node.func, functools.partial) and node.func.func is _instantiate_named_tuple:
@@ -165,28 +168,33 @@ def _let(node: Task, block: Block) -> Expression:
     given: dict[Hashable, Expression] = {}
     for name, argument in zip(names, outer, strict=True):
         translated = expression(argument, block)
-        if isinstance(translated, (Call, Build, Let)):
+        if _is_work(translated):
             bindings.append((name, translated))
             origins.append(None)
         else:
             given[name] = translated
     bound = {name for name, _ in bindings}
-    for name, origin, translated in _parts(inner, wanted, given, bound, block):
-        bindings.append((name, translated))
-        origins.append(origin)
-    return Let(tuple(bindings), given.get(wanted, Ref(wanted)), tuple(origins))
+    for name, origin, translated in _parts(inner, wanted, given.keys() | bound, block):
+        body = substitute(translated, given)
+        if _is_work(body):
+            bindings.append((name, body))
+            origins.append(origin)
+        else:
+            given[name] = body  # no more a task here than it is by itself
+    result = given.get(wanted, Ref(wanted))
+    return Let(tuple(bindings), result, tuple(origins)) if bindings else result
+
+
+def _is_work(translated: Expression) -> bool:
+    """Whether an expression is more than an alias or plain data."""
+    return isinstance(translated, (Call, Build, Let))
 
 
 def _parts(
-    inner: Mapping[Hashable, GraphNode],
-    wanted: Hashable,
-    given: Mapping[Hashable, Expression],
-    bound: set[Hashable],
-    block: Block,
+    inner: Mapping[Hashable, GraphNode], wanted: Hashable, done: set[Hashable], block: Block
 ) -> Iterator[tuple[Hashable, Origin, Expression]]:
     """Yield the parts of a fused node, each after those it needs."""
     translated: dict[Hashable, tuple[Origin, Expression]] = {}
-    done = given.keys() | bound
     stack = [wanted]
     while stack:
         name = stack[-1]
@@ -195,8 +203,7 @@ def _parts(
             continue
         if name not in translated:
             part = block.part(name)
-            body = substitute(expression(inner[name], part), given)
-            translated[name] = Origin(part.name), body
+            translated[name] = Origin(part.name), expression(inner[name], part)
         missing = [d for d in references(translated[name][1]) if d in inner and d not in done]
         if missing:
             stack += reversed(missing)
