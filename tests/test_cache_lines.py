@@ -1,0 +1,42 @@
+"""JSON lines that outlive torn writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dask_batch.cache.lines import append_line, read_lines
+from dask_batch.errors import CacheError
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    records = [{"name": "a\n\ud800"}, {"n": 1}, {}]
+    for record in records:
+        append_line(tmp_path / "log", record, durable=True)
+    assert list(read_lines(tmp_path / "log")) == records
+
+
+def test_no_file_has_no_records(tmp_path: Path) -> None:
+    assert list(read_lines(tmp_path / "log")) == []
+
+
+def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    append_line(path, {"n": 1})
+    whole = path.read_bytes()
+    append_line(path, {"n": 2})
+    for length in range(len(whole) + 1, len(path.read_bytes()) - 1):
+        torn = tmp_path / f"torn{length}"
+        append_line(torn, {})
+        torn.write_bytes(path.read_bytes()[:length])
+        assert list(read_lines(torn)) == [{"n": 1}]
+        append_line(torn, {"n": 3})
+        assert list(read_lines(torn)) == [{"n": 1}, {"n": 3}]
+
+
+def test_lines_that_others_may_have_written_are_not_read(tmp_path: Path) -> None:
+    append_line(tmp_path / "log", {})
+    (tmp_path / "log").chmod(0o622)
+    with pytest.raises(CacheError, match="may be written by others"):
+        list(read_lines(tmp_path / "log"))
