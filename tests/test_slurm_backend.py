@@ -284,8 +284,9 @@ def test_a_refusal_leaves_nothing_running(cluster, slurm):
     [
         ({"partition": "nosuch"}, ResourceError, "nosuch.*debug"),
         ({"memory_max": 5000}, ResourceError, "memory_max"),
+        ({"num_nodes": 1000}, ResourceError, "num_nodes"),
         ({"cores": 1000}, ResourceError, "cores"),
-        ({"run_time_max": 3600, "partition": "debug"}, ResourceError, "30 minutes"),
+        ({"run_time_max": 3600, "partition": "debug"}, ResourceError, "run_time_max.* 30"),
         ({"submission_template": OWN_TEMPLATE}, TemplateError, "partition"),
         ({"submission_template": "#!/bin/sh\n{% if %}"}, TemplateError, "line 2"),
         ({"submission_template": "echo {{ command }}"}, TemplateError, "#!/bin/bash"),

@@ -140,13 +140,14 @@ def test_of_two_jobs_of_one_name_the_later_counts():
 
 def test_sinfo():
     text = (
-        "debug|4|5000|30:00|gpu:2\n"
-        "debug|64+|257000+|30:00|(null)\n"
-        "long|4|5000|7-00:00:00|gpu:a100:4(S:0-1),gpu:t4:1,shard:8\n"
-        "free|4|5000|infinite|mps:100\n"
+        "debug|2|4|5000|30:00|gpu:2\n"
+        "debug|1|64+|257000+|30:00|(null)\n"
+        "long|2|4|5000|7-00:00:00|gpu:a100:4(S:0-1),gpu:t4:1,shard:8\n"
+        "free|100|4|5000|infinite|mps:100\n"
     )
     first, second, third, fourth = parse.parse_sinfo(text)
     assert (first.partition, first.cpus, first.memory_mb, first.gpus) == ("debug", 4, 5000, 2)
+    assert (first.count, fourth.count) == (2, 100)
     assert first.time_s == 1800
     assert (second.cpus, second.memory_mb, second.gpus) == (64, 257000, 0)
     assert (third.time_s, third.gpus) == (7 * 86400, 5)

@@ -245,9 +245,9 @@ def test_a_template_may_say_what_the_command_line_overrides():
 
 
 NODES = [
-    NodeKind("debug", 4, 5000, 1800, 2),
-    NodeKind("debug", 8, 2000, 1800, 0),
-    NodeKind("long", 64, 250000, float("inf"), 0),
+    NodeKind("debug", 2, 4, 5000, 1800, 2),
+    NodeKind("debug", 1, 8, 2000, 1800, 0),
+    NodeKind("long", 2, 64, 250000, float("inf"), 0),
 ]
 
 
@@ -256,11 +256,12 @@ NODES = [
     [
         ({"partition": "nosuch"}, "debug, long"),
         ({"partition": "long,nosuch"}, "'nosuch'"),
-        ({"partition": "debug", "cores": 9}, "most that partition debug offers.* is 8 CPUs"),
-        ({"cores": 65}, "64 CPUs"),
-        ({"partition": "debug", "memory_max": 4.9}, "5018 MB .* 5000 MB"),
-        ({"partition": "debug", "run_time_max": 1801}, "31 minutes .* 30 minutes"),
-        ({"partition": "long", "gpus_per_core": 1}, "0 GPUs"),
+        ({"partition": "debug", "cores": 9}, "9 CPUs .* partition debug offers a job at most 8"),
+        ({"cores": 65}, "any partition .* 64"),
+        ({"partition": "debug", "memory_max": 4.9}, "5018 MB .* 5000"),
+        ({"partition": "debug", "run_time_max": 1801}, "31 minutes .* 30"),
+        ({"partition": "long", "gpus_per_core": 1}, "1 GPUs .* at most 0"),
+        ({"partition": "debug", "num_nodes": 4}, "4 nodes .* at most 3"),
         ({"partition": "debug", "cores": 8, "memory_max": 4}, "at once"),
     ],
 )

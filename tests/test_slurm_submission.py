@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dask_batch.backends.base import Job
 from dask_batch.backends.slurm import backend as slurm_backend
 from dask_batch.backends.slurm import submission
 from dask_batch.backends.slurm.backend import SlurmBackend
+from dask_batch.backends.slurm.parallel import submit_together
 from dask_batch.backends.slurm.submission import Submitter, submission_environment
 from dask_batch.errors import BackendUnavailableError, CommandError, SubmissionError
 from dask_batch.resources import for_dask_task
@@ -210,6 +212,29 @@ def test_after_a_refusal_nothing_more_is_begun_and_all_accepted_are_known(progra
     calls = (tmp_path / "argv").read_text().splitlines()
     assert len(ids) == len(calls) - 1 < 20
     assert "job-2" not in ids
+
+
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
+def test_what_is_on_its_way_is_reported_whatever_happens(job, failure):
+    """A report that fails, or Ctrl-C while waiting, must not lose the jobs that were taken."""
+    reported: list[str] = []
+    begun: list[str] = []
+
+    def submit(item):
+        begun.append(item.name)
+        if len(begun) == 2 and isinstance(failure, KeyboardInterrupt):
+            raise failure
+        return "1"
+
+    def accepted(name, job_id):
+        reported.append(name)
+        if isinstance(failure, OSError):
+            raise failure
+
+    with ThreadPoolExecutor(4) as pool, pytest.raises(type(failure)):
+        submit_together([job(i) for i in range(20)], submit, accepted, pool=pool, at_a_time=4)
+    lost = 0 if isinstance(failure, OSError) else 1
+    assert len(reported) == len(begun) - lost < 20
 
 
 def test_without_sbatch_there_is_no_slurm(monkeypatch, tmp_path):

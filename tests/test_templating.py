@@ -64,7 +64,11 @@ def test_a_missing_name_is_false_in_a_test_and_an_error_when_printed():
 def test_an_unset_resource_is_false_in_a_test_and_an_error_when_printed():
     assert render("{% if partition %}x{% endif %}.", values()) == ".\n"
     assert render("{% if partition is none %}x{% endif %}", values()) == "x\n"
-    for source in ("--partition={{ partition }}", "a\n{{ partition | join(',') }}"):
+    for source in (
+        "--partition={{ partition }}",
+        "a\n{{ partition | join(',') }}",
+        "{{ 'x' ~ partition }}",
+    ):
         with pytest.raises(TemplateError, match=r"'partition' \(line \d\).*resource_dict"):
             render(source, values())
 

@@ -19,7 +19,6 @@ __all__ = [
     "Check",
     "arguments",
     "count",
-    "count_or_none_at_all",
     "directives",
     "directory",
     "entry_name",
@@ -64,9 +63,6 @@ def natural(value: Any) -> int:
     if number < 0:
         raise ValueError("must not be negative")
     return number
-
-
-count_or_none_at_all = natural
 
 
 def _positive(value: Any, unit: str) -> float:

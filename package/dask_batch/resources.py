@@ -12,7 +12,6 @@ annotation)``. No function here changes the dictionaries it is given.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -59,7 +58,7 @@ KNOWN: Final[Mapping[str, Key]] = {
     for key in (
         _resource("cores", values.count, "", "executor: MPI ranks; Dask: CPUs of one process", 1),
         _resource("threads_per_core", values.count, "CPUs", "CPUs of each rank", 1),
-        _resource("gpus_per_core", values.count_or_none_at_all, "GPUs", "GPUs of each rank", 0),
+        _resource("gpus_per_core", values.natural, "GPUs", "GPUs of each rank", 0),
         _resource("memory_max", values.gigabytes, "GB", "memory of the job on a node"),
         _resource("run_time_max", values.seconds, "s", "time limit"),
         _resource("partition", values.word, "", "partition (queue)"),
@@ -290,7 +289,7 @@ def chain_resources(chain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     combined["threads_per_core"] = max(_given(chain, "threads_per_core"), default=1)
     combined["memory_max"] = max(_given(chain, "memory_max"), default=None)
     times = _given(chain, "run_time_max")
-    combined["run_time_max"] = math.fsum(times).__ceil__() if times else None
+    combined["run_time_max"] = sum(times) if times else None
     return combined
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import SandboxedEnvironment
 
 from dask_batch.errors import TemplateError
@@ -127,9 +128,31 @@ class _PrintedNoneError(Exception):
     """The template prints a variable that is None."""
 
 
+class _Generator(CodeGenerator):
+    """Compiles ``a ~ b`` so that each operand is looked at as if it were printed alone."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.joined((")
+        for operand in node.nodes:
+            self.visit(operand, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Environment(SandboxedEnvironment):
+    """Jinja2's sandbox, in which None cannot be printed."""
+
+    code_generator_class = _Generator
+
+    @staticmethod
+    def joined(operands: Iterable[Any]) -> str:
+        """Return the operands of ``~`` as one string."""
+        return "".join(str(_printed(operand)) for operand in operands)
+
+
 @functools.cache
-def _environment() -> SandboxedEnvironment:
-    environment = SandboxedEnvironment(
+def _environment() -> _Environment:
+    environment = _Environment(
         undefined=_Missing, finalize=_printed, autoescape=False, keep_trailing_newline=True
     )
     environment.filters["directive"] = directive_value

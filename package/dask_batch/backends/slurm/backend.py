@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dask_batch.backends.base import Job, JobStatus
@@ -16,6 +16,7 @@ from dask_batch.backends.command import Completed, run
 from dask_batch.backends.slurm import parse, script
 from dask_batch.backends.slurm.limits import refuse_what_cannot_be
 from dask_batch.backends.slurm.options import refuse_directives, refuse_reserved
+from dask_batch.backends.slurm.parallel import levels, submit_together
 from dask_batch.backends.slurm.submission import Submitter
 from dask_batch.errors import BackendUnavailableError, CommandError, TemplateError
 
@@ -110,53 +111,19 @@ class SlurmBackend:
     def submit(self, jobs: Sequence[Job], accepted: Callable[[str, str], None]) -> None:
         """Hand over jobs, parents before children, some at a time; roots held."""
         ids: dict[str, str] = {}
+
+        def submit(job: Job) -> str:
+            dependency = [*(ids[parent] for parent in job.parents), *job.after]
+            arguments = script.sbatch_arguments(job, dependency)
+            return self._submit_one(job, arguments, self.script(job, dependency))
+
+        def taken(name: str, job_id: str) -> None:
+            ids[name] = job_id
+            accepted(name, job_id)
+
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="sbatch") as pool:
-            for level in _levels(jobs):
-                self._submit_level(level, ids, accepted, pool)
-
-    def _submit_level(
-        self,
-        level: Sequence[Job],
-        ids: dict[str, str],
-        accepted: Callable[[str, str], None],
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        """Submit jobs that do not wait for each other.
-
-        After a refusal no further one is begun; those on their way are still reported, so that
-        the caller knows all that there is to cancel.
-        """
-        todo = iter(level)
-        running: dict[Future[str], Job] = {}
-        failure: BaseException | None = None
-        while True:
-            while failure is None and len(running) < PARALLEL:
-                job = next(todo, None)
-                if job is None:
-                    break
-                dependency = [*(ids[parent] for parent in job.parents), *job.after]
-                running[pool.submit(self._submit_job, job, dependency)] = job
-            if not running:
-                break
-            try:
-                done = wait(running, return_when=FIRST_COMPLETED).done
-            except BaseException as interrupt:  # Ctrl-C: let go only of what is settled
-                failure = failure or interrupt
-                done = wait(running).done
-            for future in done:
-                job = running.pop(future)
-                error = future.exception()
-                if error is not None:
-                    failure = failure or error
-                    continue
-                ids[job.name] = future.result()
-                accepted(job.name, ids[job.name])
-        if failure is not None:
-            raise failure
-
-    def _submit_job(self, job: Job, dependency: Sequence[str]) -> str:
-        arguments = script.sbatch_arguments(job, dependency)
-        return self._submit_one(job, arguments, self.script(job, dependency))
+            for level in levels(jobs):
+                submit_together(level, submit, taken, pool=pool, at_a_time=PARALLEL)
 
     def release(self, job_ids: Sequence[str]) -> None:
         """Let held jobs go; one that has been cancelled in the meantime is no error."""
@@ -261,19 +228,6 @@ def _distinct(jobs: Sequence[Job]) -> Iterator[Job]:
 
 def _plain(resources: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in resources.items() if value is not None}
-
-
-def _levels(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Group jobs so that each one's parents are in an earlier group."""
-    depth: dict[str, int] = {}
-    levels: list[list[Job]] = []
-    for job in jobs:
-        level = max((depth[parent] + 1 for parent in job.parents), default=0)
-        depth[job.name] = level
-        if level == len(levels):
-            levels.append([])
-        levels[level].append(job)
-    return levels
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -5,7 +5,8 @@ Only what is certain is refused: where a partition's nodes are not known, Slurm 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dask_batch.backends.slurm.options import memory_mb, minutes
@@ -42,18 +43,12 @@ def refuse_what_cannot_be(resources: Mapping[str, Any], nodes: Sequence[NodeKind
         )
     usable = [node for node in nodes if not asked or node.partition in asked]
     where = f"partition {', '.join(sorted(asked))}" if asked else "any partition"
-    cpus = resources["threads_per_core"]
-    _refuse("threads_per_core (or cores)", cpus, "CPUs", [n.cpus for n in usable], where)
-    memory = resources.get("memory_max")
-    if memory is not None:
-        _refuse("memory_max", memory_mb(memory), "MB", [n.memory_mb for n in usable], where)
-    gpus = resources.get("gpus_per_core")
-    if gpus:
-        _refuse("gpus_per_core", gpus, "GPUs", [n.gpus for n in usable], where)
-    time_s = resources.get("run_time_max")
-    if time_s is not None:
-        limits = [n.time_s / 60 for n in usable]
-        _refuse("run_time_max", minutes(time_s), "minutes", limits, where)
+    for name, asked_for, unit, most in _comparisons(resources, usable):
+        if asked_for > most:
+            raise ResourceError(
+                f"resource {name}: {asked_for} {unit} are asked for, but {where} offers a job at "
+                f"most {most:.0f}."
+            )
     if not any(_fits(node, resources) for node in usable):
         raise ResourceError(
             f"no node of {where} has all that is asked for at once: {_asked(resources)}. "
@@ -61,13 +56,24 @@ def refuse_what_cannot_be(resources: Mapping[str, Any], nodes: Sequence[NodeKind
         )
 
 
-def _refuse(name: str, asked: int, unit: str, limits: Sequence[float], where: str) -> None:
-    largest = max(limits)
-    if asked > largest:
-        raise ResourceError(
-            f"resource {name}: {asked} {unit} are asked for, but the most that {where} offers a "
-            f"job on one node is {largest:.0f} {unit}."
-        )
+def _comparisons(
+    resources: Mapping[str, Any], nodes: Sequence[NodeKind]
+) -> Iterator[tuple[str, int, str, float]]:
+    """Yield what is asked for and the most that there is, one resource after the other."""
+    cpus = resources["threads_per_core"]
+    yield "threads_per_core (or cores)", cpus, "CPUs on one node", max(n.cpus for n in nodes)
+    memory, gpus = resources.get("memory_max"), resources.get("gpus_per_core")
+    if memory is not None:
+        yield "memory_max", memory_mb(memory), "MB on one node", max(n.memory_mb for n in nodes)
+    if gpus:
+        yield "gpus_per_core", gpus, "GPUs on one node", max(n.gpus for n in nodes)
+    if resources.get("run_time_max") is not None:
+        time = minutes(resources["run_time_max"])
+        yield "run_time_max", time, "minutes", max(n.time_s / 60 for n in nodes)
+    sizes: Counter[str] = Counter()
+    for node in nodes:
+        sizes[node.partition] += node.count
+    yield "num_nodes", resources.get("num_nodes") or 1, "nodes", max(sizes.values())
 
 
 def _fits(node: NodeKind, resources: Mapping[str, Any]) -> bool:

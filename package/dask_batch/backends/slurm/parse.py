@@ -26,13 +26,14 @@ __all__ = [
     "parse_sacct",
     "parse_sinfo",
     "parse_squeue",
+    "parse_time_limit",
 ]
 
 SQUEUE_FORMAT = "JobID:|,State:|,exit_code:|,Reason:"
 SQUEUE_NAME_FORMAT = "%A|%j"
 SACCT_FIELDS = "JobIDRaw,State,ExitCode,Reason"
 SACCT_NAME_FIELDS = "JobIDRaw,JobName"
-SINFO_FORMAT = "%R|%c|%m|%l|%G"
+SINFO_FORMAT = "%R|%D|%c|%m|%l|%G"
 
 _LAST_SIGNAL = 64
 _CANNOT_OPEN_LOGS = 53
@@ -44,6 +45,7 @@ class NodeKind:
     """Nodes of one partition that are alike."""
 
     partition: str
+    count: int
     cpus: int
     memory_mb: int
     time_s: float
@@ -134,8 +136,15 @@ def parse_names(text: str) -> dict[str, str]:
 def parse_sinfo(text: str) -> list[NodeKind]:
     """Read ``sinfo -h -e -o`` in :data:`SINFO_FORMAT`."""
     return [
-        NodeKind(partition, _leading(cpus), _leading(memory), parse_time_limit(limit), _gpus(gres))
-        for partition, cpus, memory, limit, gres in _rows(text, 5)
+        NodeKind(
+            partition,
+            _leading(number),
+            _leading(cpus),
+            _leading(memory),
+            parse_time_limit(limit),
+            _gpus(gres),
+        )
+        for partition, number, cpus, memory, limit, gres in _rows(text, 6)
     ]
 
 
