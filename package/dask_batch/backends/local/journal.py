@@ -231,8 +231,11 @@ class Journal:
 
 
 def _append(descriptor: int, entries: Iterable[list[Any]]) -> None:
-    """Append lines, whole: several processes may write at the same time."""
-    data = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+    """Append lines, whole: several processes may write at the same time.
+
+    They begin with a line's end, as whoever wrote before may have been killed within a line.
+    """
+    data = b"\n" + b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
     while data:
         data = data[os.write(descriptor, data) :]
 

@@ -13,6 +13,7 @@ import psutil
 __all__ = ["Machine", "thread_variables"]
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 _NO_LIMIT_BYTES = 2**60
 """What control groups of version 1 report when there is no limit is a huge number near 2**63."""
 
@@ -58,14 +59,14 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _own_control_groups(membership: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
+def _own_control_groups() -> Iterator[Path]:
     """Yield the directories of this process's control groups and of all groups above them.
 
     Inside a container the path that the kernel names may not be mounted; its root then is the
     container's own group, so the mount point itself always counts.
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:  # not Linux
         return
     for line in lines:

@@ -43,6 +43,8 @@ ENTRY_VARIABLE = "DASK_BATCH_QUEUE_ENTRY"
 _IDLE_S = 30.0
 _KEEP_HELD_S = 600.0
 """How long the queue keeps jobs that nobody released when no client is left."""
+_FIRST_CLIENT_S = 10.0
+"""How long it waits at least for the client that has started it, however hasty it is else."""
 _HOUSEKEEPING_S = 60.0
 
 
@@ -72,6 +74,7 @@ class Server:
         )
         self._register(housing.listener, "listener")
         self._idle_since: float | None = None
+        self._visited = False
         self._housekeeping_at = 0.0
         _LOG.info("queue %s serves %s", here, machine)
 
@@ -138,6 +141,7 @@ class Server:
                 answer = self._service.answer(client, message, time.monotonic())
                 if answer is not None:
                     client.channel.send(answer)
+                self._visited |= client.greeted
         except (EOFError, OSError):
             self._drop(client)
         except ProtocolError as error:
@@ -191,8 +195,10 @@ class Server:
         return now - self._idle_since >= self._patience_s()
 
     def _patience_s(self) -> float:
-        """Return how long to wait for a client: longer if there are held jobs."""
-        return max(self._idle_s, _KEEP_HELD_S) if self._queue.unfinished else self._idle_s
+        """Return how long to wait for a client: longer for the first, or if jobs are held."""
+        if self._queue.unfinished:
+            return max(self._idle_s, _KEEP_HELD_S)
+        return self._idle_s if self._visited else max(self._idle_s, _FIRST_CLIENT_S)
 
     def _timeout_s(self) -> float:
         """Return how long nothing will happen by itself."""
