@@ -19,7 +19,7 @@ from dask_batch.code import wire
 from dask_batch.code.origin import is_user_module, travels_by_value
 from dask_batch.code.session import look_up
 
-__all__ = ["REDUCERS", "reduce_compiled", "reduce_sentinel"]
+__all__ = ["REDUCERS", "reduce_compiled", "reduce_sentinel", "reduce_stream"]
 
 Reduction: TypeAlias = tuple[Any, ...]
 
@@ -83,11 +83,14 @@ def _weak_mapping(found: Mapping[Any, Any]) -> Reduction:
     return type(found), (dict(found),)
 
 
-def _stream(stream: io.TextIOWrapper) -> Any:
+def reduce_stream(stream: io.TextIOBase) -> Any:
+    """Keep the standard streams, whoever has replaced them; open files cannot travel."""
     for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         if getattr(sys, name) is stream:
             return getattr, (sys, name)
-    raise TypeError(f"cannot pickle the open file {getattr(stream, 'name', stream)!r}")
+    if isinstance(stream, io.TextIOWrapper):
+        raise TypeError(f"cannot pickle the open file {getattr(stream, 'name', stream)!r}")
+    return NotImplemented
 
 
 def reduce_sentinel(thing: Any) -> Any:
@@ -183,7 +186,6 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     weakref.WeakSet: _weak_set,
     weakref.WeakKeyDictionary: _weak_mapping,
     weakref.WeakValueDictionary: _weak_mapping,
-    io.TextIOWrapper: _stream,
     functools._lru_cache_wrapper: _lru_cached,
     typing.TypeVar: _type_variable,
     typing.ParamSpec: _type_variable,

@@ -10,10 +10,12 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+import threading
 import types
 import typing
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import CodeType, FunctionType, MemberDescriptorType
 from typing import Any
 
@@ -45,6 +47,7 @@ def class_parts(cls: type) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     _, made_of, (attributes, _), *_ = cloudpickle._dynamic_class_reduce(cls)
     if not issubclass(cls, enum.Enum):
         metaclass, name, bases, keywords = made_of[:4]
+        keywords = {**keywords, "__qualname__": cls.__qualname__}
         if not typing.is_typeddict(cls) and "__orig_bases__" in vars(cls):
             # Those would be resolved again: right for a TypedDict, wrong for a NamedTuple.
             bases, keywords = cls.__bases__, {**keywords, "__orig_bases__": bases}
@@ -84,34 +87,48 @@ def make_class(kind: str, parts: tuple[Any, ...]) -> type:
     if kind == "enum":
         return cloudpickle._make_skeleton_enum(*parts, None, None)  # type: ignore[no-any-return]
     metaclass, name, bases, keywords = parts
-    if not _hears_of_subclasses(bases):
+    with _unheard(bases):
         return cloudpickle._make_skeleton_class(  # type: ignore[no-any-return]
             metaclass, name, bases, keywords, None, None
         )
-    made: type = cloudpickle._make_skeleton_class(
-        metaclass, name, (_Quiet, *bases), keywords, None, None
-    )
-    made.__bases__ = types.resolve_bases(bases)
-    return made
 
 
-class _Quiet:
-    """Keeps ``__init_subclass__`` from running again: it ran when the class was defined."""
-
-    __slots__ = ()
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        pass
+_silence = threading.Lock()
 
 
-def _hears_of_subclasses(bases: tuple[Any, ...]) -> bool:
-    """Whether a base has an ``__init_subclass__`` of the user's."""
+@contextmanager
+def _unheard(bases: tuple[Any, ...]) -> Iterator[None]:
+    """Keep the ``__init_subclass__`` of a user's class from running again.
+
+    It ran when the class was defined, what it did is among the attributes, and the keywords that
+    it was given then are known to nobody now.
+    """
+    listener = _listener(bases)
+    if listener is None:
+        yield
+        return
+    with _silence:
+        hook = vars(listener)["__init_subclass__"]
+        type.__setattr__(listener, "__init_subclass__", classmethod(_ignore))
+        try:
+            yield
+        finally:
+            type.__setattr__(listener, "__init_subclass__", hook)
+
+
+def _ignore(cls: type, /, **keywords: Any) -> None:
+    pass
+
+
+def _listener(bases: tuple[Any, ...]) -> type | None:
+    """Find the user's class whose ``__init_subclass__`` a new class would run into."""
     for base in types.resolve_bases(bases):
         for ancestor in base.__mro__:
-            hook = vars(ancestor).get("__init_subclass__")
-            if hook is not None:
-                return ancestor is not object and is_user_module(ancestor.__module__)
-    return False
+            if "__init_subclass__" in vars(ancestor):
+                if ancestor is not object and is_user_module(ancestor.__module__):
+                    return typing.cast(type, ancestor)
+                break
+    return None
 
 
 def set_attributes(cls: type, state: Mapping[str, Any]) -> None:

@@ -27,7 +27,12 @@ from dataclasses import dataclass
 from types import CellType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dask_batch.code.builtin_types import REDUCERS, reduce_compiled, reduce_sentinel
+from dask_batch.code.builtin_types import (
+    REDUCERS,
+    reduce_compiled,
+    reduce_sentinel,
+    reduce_stream,
+)
 from dask_batch.code.origin import travels_by_value
 from dask_batch.code.session import session
 from dask_batch.errors import SerializationError
@@ -159,6 +164,8 @@ class _Pickler(pickle.Pickler):
         reducer = REDUCERS.get(kind)
         if reducer is not None:
             return reducer(obj)
+        if isinstance(obj, io.TextIOBase):
+            return reduce_stream(obj)
         if kind.__module__ == "dataclasses":
             return reduce_sentinel(obj)
         if kind.__module__ == "numba.core.serialize" and hasattr(obj, "ctor"):
