@@ -62,10 +62,8 @@ class Literals:
         reference: Callable[[Any], Referenced | None] | None = None,
     ) -> None:
         self._key_versions = key_versions
-        self._reference = reference
-        self._met_ephemeral = False
-        self._ephemeral_met_before = False
-        self.hasher = ContentHasher(key_versions=key_versions, reference=self._refer)
+        self._references = _References(reference)
+        self.hasher = ContentHasher(key_versions=key_versions, reference=self._references)
         self._scalars: dict[tuple[type, Any], bytes] = {}
 
     def digest(self, value: Any, where: str, notes: Notes) -> bytes:
@@ -76,14 +74,15 @@ class Literals:
             if digest is None:
                 digest = self._scalars[kind, value] = self.hasher.content(value).digest
             return digest
-        self._met_ephemeral = False
+        references = self._references
+        references.met_ephemeral = False
         content = self.hasher.content(value, where)
         notes.add(content)
-        if self._ephemeral_met_before and not self._met_ephemeral:
+        if references.ever_met_ephemeral and not references.met_ephemeral:
             # The hasher remembers whole containers and does not look into them twice.
-            afresh = ContentHasher(key_versions=self._key_versions, reference=self._refer)
+            afresh = ContentHasher(key_versions=self._key_versions, reference=references)
             afresh.content(value, where)
-        notes.ephemeral |= self._met_ephemeral
+        notes.ephemeral |= references.met_ephemeral
         return content.digest
 
     def reads(self, function: Any, arguments: Any, notes: Notes) -> bytes | None:
@@ -94,12 +93,25 @@ class Literals:
         notes.add(content)
         return content.digest
 
-    def _refer(self, value: Any) -> bytes | None:
+
+class _References:
+    """Tells the hasher what stands for a result; and us, whether one of them is ephemeral.
+
+    An object of its own, so that the hasher, which keeps the caller's objects alive, is in no
+    reference cycle: they are let go as soon as the keys are known.
+    """
+
+    def __init__(self, reference: Callable[[Any], Referenced | None] | None) -> None:
+        self._reference = reference
+        self.met_ephemeral = False
+        self.ever_met_ephemeral = False
+
+    def __call__(self, value: Any) -> bytes | None:
         if type(value) is Hole:
             return value.digest
         found = self._reference(value) if self._reference is not None else None
         if found is None:
             return None
         if found.ephemeral:
-            self._met_ephemeral = self._ephemeral_met_before = True
+            self.met_ephemeral = self.ever_met_ephemeral = True
         return bytes.fromhex(found.key)

@@ -239,7 +239,7 @@ class Walk:
 
     def _labelled(self, unit: Unit, notes: Notes) -> Iterator[tuple[str, bytes]]:
         """Yield the parts of a unit's content by label."""
-        version = unit.annotations.get("version")
+        version = _said(unit.annotations, "version")
         if version is not None:
             yield "version", self._literals.digest(version, "annotation version", notes)
         if isinstance(unit.expression, Call):
@@ -310,8 +310,14 @@ def _is_expression(value: Any) -> bool:
     return isinstance(value, (Ref, Call, Build, Let))
 
 
+def _said(annotations: Mapping[str, Any], name: str) -> Any:
+    """Return an option of a task: an annotation of its own, or one among the resources."""
+    said = annotations.get(name)
+    return (annotations.get("resources") or {}).get(name) if said is None else said
+
+
 def _is_ephemeral(unit: Unit) -> bool:
-    return unit.writes or unit.annotations.get("cache") is False
+    return unit.writes or _said(unit.annotations, "cache") is False
 
 
 def _flat(parts: Mapping[str, bytes]) -> Iterator[str | bytes]:
