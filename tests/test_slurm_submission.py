@@ -78,6 +78,24 @@ def test_a_refusal_carries_sbatchs_words_and_the_script(program, job):
     assert clock.pauses == []
 
 
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("Invalid account or account/partition combination specified", "'account'"),
+        ("Invalid partition name specified", "'partition'"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "'run_time_max'"),
+        ("Memory specification can not be satisfied", "'memory_max'"),
+        ("Job violates accounting/QOS policy (job submit limit, user's size)", "try later"),
+        ("Invalid feature specification", "%f"),
+    ],
+)
+def test_a_refusal_says_what_to_try(program, job, words, advice):
+    program("sbatch", f'echo "sbatch: error: Batch job submission failed: {words}" >&2; exit 1')
+    with pytest.raises(SubmissionError) as caught:
+        Submitter(lambda names: {}, Clock())(job(), [], "text")
+    assert advice in caught.value.advice
+
+
 def test_the_script_is_for_its_owner_alone(program, job):
     program("sbatch", "echo 5")
     old = os.umask(0)

@@ -30,11 +30,11 @@ _TEMPORARY = re.compile(
     re.IGNORECASE,
 )
 _ADVICE = (
+    (r"invalid account", "Name yours: resource_dict={'account': ...}; `sacctmgr show assoc` lists them."),
     (r"partition", "Choose one with resource_dict={'partition': ...}; `sinfo -s` lists them."),
     (r"time limit|--time", "Ask for less: resource_dict={'run_time_max': seconds}; see `sinfo`."),
     (r"memory|--mem", "Ask for less: resource_dict={'memory_max': gigabytes}; see `sinfo`."),
     (r"submit limit|QOS\w*Submit|Assoc\w*Submit", "Your account's queue is full: try later."),
-    (r"account", "Name yours: resource_dict={'account': ...}; `sacctmgr show assoc` lists them."),
     (r"qos", "Choose one with resource_dict={'qos': ...}; `sacctmgr show qos` lists them."),
     (r"feature|constraint", "See `sinfo -o '%N %f'` for the features of the nodes."),
     (r"reservation", "See `scontrol show reservation`."),
