@@ -30,7 +30,7 @@ _TEMPORARY = re.compile(
     re.IGNORECASE,
 )
 _ADVICE = (
-    (r"invalid account", "Name yours: resource_dict={'account': ...}; `sacctmgr show assoc` lists them."),
+    (r"invalid account", "Name yours: resource_dict={'account': ...}; see `sacctmgr show assoc`."),
     (r"partition", "Choose one with resource_dict={'partition': ...}; `sinfo -s` lists them."),
     (r"time limit|--time", "Ask for less: resource_dict={'run_time_max': seconds}; see `sinfo`."),
     (r"memory|--mem", "Ask for less: resource_dict={'memory_max': gigabytes}; see `sinfo`."),
