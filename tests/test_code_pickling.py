@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import collections
+import concurrent.futures
 import dataclasses
 import enum
 import functools
@@ -373,6 +374,13 @@ def test_an_open_file_is_refused(tmp_path):
         pytest.raises(SerializationError, match=r"\['log'\] .*open file"),
     ):
         pickling.dumps({"log": stream})
+
+
+def test_what_is_under_way_is_refused():
+    future = concurrent.futures.Future()
+    for thing in (future, threading.Thread(), Holder(f=future)):
+        with pytest.raises(SerializationError, match="belongs to this process"):
+            pickling.dumps(thing)
 
 
 def test_an_error_of_the_users_is_chained():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import sys
+import threading
 import types
 import typing
 import weakref
@@ -19,7 +20,13 @@ from dask_batch.code import wire
 from dask_batch.code.origin import is_user_module, travels_by_value
 from dask_batch.code.session import look_up
 
-__all__ = ["REDUCERS", "reduce_compiled", "reduce_sentinel", "reduce_stream"]
+__all__ = [
+    "REDUCERS",
+    "reduce_compiled",
+    "reduce_sentinel",
+    "reduce_stream",
+    "refuse_what_is_under_way",
+]
 
 Reduction: TypeAlias = tuple[Any, ...]
 
@@ -93,6 +100,15 @@ def reduce_stream(stream: io.TextIOBase) -> Any:
     return NotImplemented
 
 
+def refuse_what_is_under_way(thing: Any) -> None:
+    """Refuse what would pickle, now that locks do, and never come to an end elsewhere."""
+    futures = sys.modules.get("concurrent.futures._base")
+    if isinstance(thing, threading.Thread) or (
+        futures is not None and isinstance(thing, futures.Future)
+    ):
+        raise TypeError(f"cannot pickle {thing!r}: it belongs to this process")
+
+
 def reduce_sentinel(thing: Any) -> Any:
     """Keep the sentinels of dataclasses what they are: they are compared by identity."""
     import dataclasses
@@ -161,7 +177,6 @@ def _type_alias(alias: Any) -> Any:
 
 def _named_fresh() -> dict[type, Callable[[], Any]]:
     import _thread
-    import threading
 
     return {
         type(threading.Lock()): _thread.allocate_lock,

@@ -32,6 +32,7 @@ from dask_batch.code.builtin_types import (
     reduce_compiled,
     reduce_sentinel,
     reduce_stream,
+    refuse_what_is_under_way,
 )
 from dask_batch.code.origin import travels_by_value
 from dask_batch.code.session import session
@@ -170,6 +171,7 @@ class _Pickler(pickle.Pickler):
             return reduce_sentinel(obj)
         if kind.__module__ == "numba.core.serialize" and hasattr(obj, "ctor"):
             return reduce_compiled(obj)
+        refuse_what_is_under_way(obj)
         says_how = isinstance(kind.__reduce__, FunctionType) or isinstance(
             kind.__reduce_ex__, FunctionType
         )

@@ -3,7 +3,8 @@
 With ``install`` (a job that loads its definition) namespaces are
 the process's: they stand in ``sys.modules``, `__main__` included, so that imports in function
 bodies and plain pickling by name meet what was hashed. Otherwise they live as long as the
-functions that came along, and ``sys.modules`` is never touched.
+functions that came along, and ``sys.modules`` is left alone: only in a job are modules added that
+are not there at all, for the functions among its inputs that import them.
 
 Which class
     Every class has an identity: a digest of its own code and attributes, and a number where
