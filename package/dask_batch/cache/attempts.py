@@ -51,7 +51,10 @@ def start(
         number, current = _last_start(cache, key, generation)
         if current is not None and not _succeeds(record, current):
             return current
-        if publish_bytes(_start_path(cache, key, generation, number + 1), seal(record)):
+        path = _start_path(cache, key, generation, number + 1)
+        # Not forced to the disk: a start that a crash of the machine loses is that of a job that
+        # the crash has ended.
+        if publish_bytes(path, seal(record), durable=False):
             return None
 
 
