@@ -8,7 +8,7 @@ is, so an alias or plain data can be put in the place of a reference to it at on
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_task
@@ -43,6 +43,8 @@ class Graph:
         Wanted keys whose value is plain data.
     original
         Dask's own graph, for callbacks.
+    required
+        The tasks whose results are wanted, or needed by a finalizer, in the order asked.
     """
 
     tasks: dict[Hashable, Task]
@@ -50,7 +52,7 @@ class Graph:
     finalizers: dict[Hashable, Expression]
     literals: dict[Hashable, Any]
     original: dict[Hashable, Any]
-    required: tuple[Hashable, ...] = field(default=())
+    required: tuple[Hashable, ...] = ()
 
 
 def ingest(

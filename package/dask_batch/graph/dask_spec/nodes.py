@@ -12,11 +12,12 @@ has the dimensions (.0, .1). Only the layer knows that order.
 from __future__ import annotations
 
 import functools
+import importlib
+import itertools
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import dask.delayed
 from dask._task_spec import (
     Alias,
     DataNode,
@@ -37,7 +38,8 @@ __all__ = ["Block", "expression", "substitute"]
 
 _CONTAINERS: Final = (list, tuple, set, frozenset)
 # How dask 2025.4 calls a function with keyword arguments; later versions need nothing for it.
-_APPLY: Final = getattr(dask.delayed, "_apply2", object())
+# (``dask.delayed`` as an attribute is the function.)
+_APPLY: Final = getattr(importlib.import_module("dask.delayed"), "_apply2", object())
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +141,30 @@ def _call(node: Task, block: Block) -> Expression:
         if isinstance(options, Build) and not options.items:
             fields = items.items if isinstance(items, Build) else tuple(items)
             return Call(node.func.args[0], fields)
-    if len(args) == 1 and not node.kwargs and any(node.func is kind for kind in _CONTAINERS):
-        # delayed's way to write one: set([a, b]), with the members in an accidental order
-        (made,) = args
-        if isinstance(made, Build) and made.kind in (list, tuple):
-            return Build(node.func, made.items)
+    if len(args) == 1 and not node.kwargs and isinstance(args[0], Build):
+        made = _container(node.func, args[0])
+        if made is not None:
+            return made
     kwargs = {name: expression(value, block) for name, value in node.kwargs.items()}
     if node.func is _APPLY and isinstance(given := _dictionary(kwargs["dask_kwargs"]), dict):
         return Call(args[0], args[1:], given)
     return Call(node.func, args, kwargs)
 
 
+def _container(kind: Any, members: Build) -> Build | None:
+    """Read delayed's way to write a container: ``set([a, b])``, ``dict([[k, v]])``."""
+    if members.kind not in (list, tuple):
+        return None
+    if any(kind is one for one in _CONTAINERS):
+        return Build(kind, members.items)
+    pairs = members.items
+    if kind is dict and all(isinstance(p, Build) and len(p.items) == 2 for p in pairs):
+        return Build(dict, tuple(itertools.chain.from_iterable(pair.items for pair in pairs)))
+    return None
+
+
 def _dictionary(made: Expression) -> Expression:
-    """Read a dictionary of keyword arguments, if their names are plain to see."""
-    if isinstance(made, Call) and made.function is dict and len(made.args) == 1:
-        pairs = made.args[0]
-        if isinstance(pairs, Build) and all(isinstance(p, Build) for p in pairs.items):
-            return dict(pair.items for pair in pairs.items)
+    """Read a dictionary of keyword arguments, if it is plain to see."""
     if isinstance(made, Build) and made.kind is dict:
         return dict(zip(made.items[::2], made.items[1::2], strict=True))
     return made

@@ -62,7 +62,8 @@ def _rules() -> Mapping[type, Rule]:
         frame, *others = node.operands
         if node.npartitions_out < frame.npartitions:
             frame = Repartition(frame, new_partitions=node.npartitions_out)
-        return _shuffle.TaskShuffle(frame, *others)
+        # It also drops the column that it shuffles by.
+        return _shuffle.TaskShuffle(frame, *others)[list(node.columns)]
 
     def from_join(node: Any) -> Any:
         names = [n for n in _merge.Merge._parameters if n in type(node)._parameters]
