@@ -89,7 +89,7 @@ def test_any_array(value: Any) -> None:
         np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2),
         np.broadcast_to(np.float32(1), (3, 3)),
         np.arange(5)[::-1],
-        np.zeros((1,) * 33),
+        np.zeros((1,) * 32),
         np.array([1, "a", None], object),
         np.zeros(2, np.dtype([(("title", "a"), "i4")])),
         np.zeros(2, np.dtype([(f"f{i}", "i4") for i in range(900)])),
@@ -114,7 +114,9 @@ def test_arrays_that_are_laid_out_or_typed_otherwise(value: Any) -> None:
     ids=repr,
 )  # fmt: skip
 def test_scalars_come_back_as_their_type(value: Any) -> None:
-    assert_same_array(round_trip(value), value)
+    back = round_trip(value)
+    assert (type(back), back.dtype) == (type(value), value.dtype)
+    assert repr(back) == repr(value)
 
 
 @pytest.mark.parametrize(
