@@ -154,6 +154,14 @@ class Colour(enum.Enum):
 class Planet(enum.Enum):
     EARTH = (1.0, 2.0)
     def __init__(self, mass, radius): self.mass = mass
+class Coordinate(bytes, enum.Enum):
+    def __new__(cls, value, label):
+        made = bytes.__new__(cls, [value])
+        made._value_, made.label = value, label
+        return made
+    PX = (1, "P.X")
+class Text(enum.StrEnum):
+    A = enum.auto()
 class Flags(enum.Flag):
     A = 1
     B = 2
@@ -200,6 +208,8 @@ def main():
     again = lambda x: pickle.loads(pickle.dumps(x))
     assert Colour(1) is Colour.RED is Colour.CRIMSON is again(Colour.RED)
     assert Planet.EARTH.mass == 1.0 and Flags(3) == Flags.A | Flags.B
+    assert Coordinate(1) is Coordinate.PX and Coordinate.PX.label == "P.X" and Text.A == "a"
+    assert bytes(Coordinate.PX) == bytes([1]) and again(Coordinate.PX) is Coordinate.PX
     assert again(Point(1, [2])) == Point(1, [2]).__class__(1, [2])
     assert dataclasses.fields(Point)[0].default is dataclasses.MISSING
     assert dataclasses.replace(Slotted(), a=5).a == 5 and not hasattr(Slotted(), "__dict__")

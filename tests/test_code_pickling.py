@@ -389,6 +389,15 @@ def test_an_error_of_the_users_is_chained():
     assert type(failure.value.__cause__) is RuntimeError
 
 
+def test_a_repr_that_fails_does_not_hide_the_culprit():
+    class Mute:
+        def __repr__(self):
+            raise ValueError
+
+    with pytest.raises(SerializationError, match=r"\[a .*Mute\] cannot"):
+        pickling.dumps({Mute(): GENERATOR})
+
+
 def test_nesting_too_deep_is_an_error():
     deep = []
     for _ in range(100_000):

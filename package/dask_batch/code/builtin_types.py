@@ -22,6 +22,7 @@ from dask_batch.code.session import look_up
 
 __all__ = [
     "REDUCERS",
+    "RefusalError",
     "reduce_compiled",
     "reduce_sentinel",
     "reduce_stream",
@@ -29,6 +30,14 @@ __all__ = [
 ]
 
 Reduction: TypeAlias = tuple[Any, ...]
+
+
+class RefusalError(TypeError):
+    """A thing is refused for itself, whatever its parts are like."""
+
+    def __init__(self, thing: Any, message: str) -> None:
+        super().__init__(message)
+        self.thing = thing
 
 
 def _code(code: types.CodeType) -> Reduction:
@@ -96,7 +105,8 @@ def reduce_stream(stream: io.TextIOBase) -> Any:
         if getattr(sys, name) is stream:
             return getattr, (sys, name)
     if isinstance(stream, io.TextIOWrapper):
-        raise TypeError(f"cannot pickle the open file {getattr(stream, 'name', stream)!r}")
+        name = getattr(stream, "name", stream)
+        raise RefusalError(stream, f"cannot pickle the open file {name!r}")
     return NotImplemented
 
 
@@ -106,7 +116,7 @@ def refuse_what_is_under_way(thing: Any) -> None:
     if isinstance(thing, threading.Thread) or (
         futures is not None and isinstance(thing, futures.Future)
     ):
-        raise TypeError(f"cannot pickle {thing!r}: it belongs to this process")
+        raise RefusalError(thing, f"cannot pickle {thing!r}: it belongs to this process")
 
 
 def reduce_sentinel(thing: Any) -> Any:

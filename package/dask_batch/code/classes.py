@@ -33,6 +33,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _PASSING = frozenset(
     {"__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__", "_abc_impl"}
 )
+_PLAIN = frozenset({str, bytes, int, float, complex, bool, type(None)})
 _ENUM_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_", "_hashable_values_"})
 
 
@@ -56,23 +57,57 @@ def class_parts(cls: type) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
             keywords = {**keywords, "__slots__": slots}
             attributes = {k: v for k, v in attributes.items() if k not in slots}
         return "class", (metaclass, name, bases, keywords), {"attributes": attributes}
+    return _enum_parts(cls, made_of, attributes)
+
+
+def _enum_parts(
+    cls: type[enum.Enum], made_of: tuple[Any, ...], attributes: dict[str, Any]
+) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Take an enum apart: its members by value, aliases and their own attributes included."""
     bases, name, qualname, _, module = made_of[:5]
-    values = {name_: member._value_ for name_, member in cls.__members__.items()}
-    for alias in values:
-        attributes.pop(alias, None)
+    values = {alias: member._value_ for alias, member in cls.__members__.items()}
+    attributes = {k: v for k, v in attributes.items() if k not in values}
     extra = {
-        member.name: given
+        member._name_: given
         for member in cls
         if (given := {k: v for k, v in vars(member).items() if k not in _ENUM_OWN})
     }
-    return (
-        "enum",
-        (bases, name, qualname, values, module),
-        {
-            "attributes": attributes,
-            "members": extra,
-        },
-    )
+    state = {"attributes": attributes, "members": extra}
+    if not isinstance(getattr(cls, "__new_member__", None), FunctionType):
+        return "enum", (bases, name, qualname, values, module), state
+    # Its own __new__ made the members, of arguments that nobody knows now.
+    for hook in ("__new_member__", "_new_member_"):
+        if hasattr(cls, hook):
+            attributes[hook] = getattr(cls, hook)
+    restored = {k: (_data_of(cls, m), m._value_) for k, m in cls.__members__.items()}
+    return "restored enum", (bases, name, qualname, restored, module), state
+
+
+def _data_of(cls: type[enum.Enum], member: enum.Enum) -> tuple[Any, ...]:
+    """Return what makes the int, str, ... that a member also is."""
+    data_type: Any = getattr(cls, "_member_type_", object)
+    arguments = getattr(data_type, "__getnewargs__", None)
+    return () if arguments is None else tuple(arguments(member))
+
+
+def _make_restored_enum(
+    bases: tuple[type, ...], name: str, qualname: str, members: Mapping[str, Any], module: str
+) -> type:
+    """Make an enum whose members are told what they are, instead of computing it."""
+
+    def restore(cls: Any, data: tuple[Any, ...], value: Any) -> Any:
+        data_type = cls._member_type_
+        made = data_type.__new__(cls, *data)
+        made._value_ = value
+        return made
+
+    metaclass: Any = type(bases[-1])
+    body = metaclass.__prepare__(name, bases)
+    body["__new__"] = restore
+    body["__module__"], body["__qualname__"] = module, qualname
+    for member, parts in members.items():
+        body[member] = parts
+    return typing.cast(type, metaclass(name, bases, body))
 
 
 def _slots(cls: type) -> tuple[str, ...]:
@@ -86,6 +121,8 @@ def make_class(kind: str, parts: tuple[Any, ...]) -> type:
     """Make a class that has no attributes yet, so that they may refer to it."""
     if kind == "enum":
         return cloudpickle._make_skeleton_enum(*parts, None, None)  # type: ignore[no-any-return]
+    if kind == "restored enum":
+        return _make_restored_enum(*parts)
     metaclass, name, bases, keywords = parts
     with _unheard(bases):
         return cloudpickle._make_skeleton_class(  # type: ignore[no-any-return]
@@ -192,7 +229,7 @@ def _describe(value: Any, depth: int) -> str:
     if isinstance(value, dict):
         items = (f"{_describe(k, depth + 1)}: {_describe(v, depth + 1)}" for k, v in value.items())
         return f"{{{', '.join(items)}}}"
-    if isinstance(value, str | bytes | int | float | complex | None):
+    if type(value) in _PLAIN:
         return f"{_name(type(value))} {value!r}"
     return _name(type(value))
 

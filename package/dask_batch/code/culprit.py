@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
 
+from dask_batch.code.builtin_types import RefusalError
+
 __all__ = ["find"]
 
 Part: TypeAlias = tuple[str, Any]
@@ -40,6 +42,8 @@ def find(
     path = where
     seen = {id(obj)}
     for _ in range(_DEPTH):
+        if isinstance(refusal, RefusalError) and refusal.thing is obj:
+            break
         for step, part in parts(obj):
             if id(part) in seen:
                 continue
@@ -57,12 +61,12 @@ def find(
 def parts(obj: Any) -> Iterator[Part]:
     """Yield what an object consists of, as far as it can be seen, with the way to each part."""
     if isinstance(obj, dict):
-        yield from ((f"[{key!r}]", value) for key, value in obj.items())
-        yield from ((f" (the key {key!r:.80})", key) for key in obj)
+        yield from ((f"[{_shown(key)}]", value) for key, value in obj.items())
+        yield from ((f" (the key {_shown(key)})", key) for key in obj)
     elif isinstance(obj, list | tuple):
         yield from ((f"[{index}]", value) for index, value in enumerate(obj))
     elif isinstance(obj, set | frozenset):
-        yield from ((f" (the member {value!r:.80})", value) for value in obj)
+        yield from ((f" (the member {_shown(value)})", value) for value in obj)
     elif isinstance(obj, FunctionType):
         yield from _of_function(obj)
     elif isinstance(obj, functools.partial):
@@ -99,7 +103,7 @@ def _of_instance(obj: Any) -> Iterator[Part]:
 def _of_function(function: FunctionType) -> Iterator[Part]:
     from dask_batch.code.reach import resolve
 
-    yield from ((f" (the default {value!r:.80})", value) for value in function.__defaults__ or ())
+    yield from ((f" (the default {_shown(value)})", value) for value in function.__defaults__ or ())
     for name, value in (function.__kwdefaults__ or {}).items():
         yield f" (the default of {name!r})", value
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
@@ -119,3 +123,11 @@ def _of_cell(step: str, cell: CellType) -> Iterator[Part]:
 def _is_part(value: Any) -> bool:
     """Whether an attribute of a class is more than a descriptor that the class itself makes."""
     return not type(value).__name__.endswith("_descriptor")
+
+
+def _shown(value: Any) -> str:
+    """Return an object's repr, cut short; its type's name where the repr itself fails."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # a user's __repr__ may raise anything, and must not hide the culprit
+        return f"a {type(value).__qualname__}"
