@@ -1,7 +1,8 @@
 """A cache of format 1 stays readable, whatever later versions write.
 
 The fixture is never made anew: it is what this format was when it was released. A later format
-gets a directory of its own beside it.
+gets a directory of its own beside it. Its pickles name no library: what those call their insides
+is theirs to change.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def test_every_form_of_value(cache: Cache) -> None:
         assert scalar == np.float16(0.1)
         pickled = cache.load(PICKLE, mode=mode)
         assert pickled["text"] == "größe"
-        assert pickled["parts"][0].tolist() == list(range(10))
+        assert bytes(pickled["parts"][0]) == bytes(range(10))
         empty = cache.load(EMPTY, mode=mode)
         assert (empty.shape, empty.dtype) == ((0, 3), np.dtype("c16"))
         assert cache.load(VALUE, mode=mode) == "a large argument"
@@ -110,5 +111,5 @@ def test_definitions_and_names(cache: Cache) -> None:
     assert definition.header == {"key": FORTRAN}
     value = pickling.loads(definition.data, definition.buffers)
     assert value[0] == "payload"
-    assert value[1].tolist() == [0, 1, 2]
+    assert bytes(value[1]) == bytes(3)
     assert cache.resolve_name("survey/2026") == ARRAY
