@@ -105,8 +105,8 @@ def reduce_stream(stream: io.TextIOBase) -> Any:
         if getattr(sys, name) is stream:
             return getattr, (sys, name)
     if isinstance(stream, io.TextIOWrapper):
-        name = getattr(stream, "name", stream)
-        raise RefusalError(stream, f"cannot pickle the open file {name!r}")
+        opened: Any = getattr(stream, "name", None)
+        raise RefusalError(stream, f"cannot pickle the open file {opened!r}")
     return NotImplemented
 
 
