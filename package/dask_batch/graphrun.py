@@ -16,7 +16,7 @@ from dask_batch.future import BatchFuture
 from dask_batch.graph.dask_spec import Graph, values
 from dask_batch.handover import Handed
 from dask_batch.preparation import PreparedGraph
-from dask_batch.progress import CallbackRun
+from dask_batch.progress import CallbackRun, Event
 from dask_batch.spec import references
 
 __all__ = ["CollectionFuture", "GraphRun"]
@@ -95,7 +95,9 @@ class GraphRun:
         self._handed: Handed | None = None
         self._parts = {name: BatchFuture(engine, prepared.keys[name]) for name in graph.required}
         self._names = {job.key: job.names for job in prepared.jobs}
-        self.events: queue.SimpleQueue[tuple[str, Sequence[Hashable]] | None] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[tuple[Event, Sequence[Hashable]] | None] = (
+            queue.SimpleQueue()
+        )
         self.progress = CallbackRun(graph)
         self.future = CollectionFuture(engine, graph, self._parts)
         self.future.add_done_callback(lambda _: self.events.put(None))
@@ -130,7 +132,7 @@ class GraphRun:
 
     # ---- called in the engine's thread -------------------------------------------------------
 
-    def _observe(self, event: str, key: str) -> None:
+    def _observe(self, event: Event, key: str) -> None:
         self.events.put((event, self._names[key]))
 
     def _told(self, handed: Handed) -> None:

@@ -7,10 +7,12 @@ mutated afterwards changes neither. A prepared job holds no reference to the cal
 from __future__ import annotations
 
 import functools
+import os
 import secrets
 import warnings
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dask.utils import key_split
@@ -263,12 +265,18 @@ class _Pack:
                 "libraries": dict(sorted(_union(member.libraries for member in members))),
                 "files": [asdict(file) for file in _union(member.inputs for member in members)],
                 "cpus": normal["cores"] * normal["threads_per_core"],
+                "error_log_file": _absolute(normal["error_log_file"]),
                 "attributes": _attributes(tasks[-1], members[-1], function, normal),
             },
-            surroundings=self.surroundings,
+            surroundings=self._surroundings(normal["cwd"]),
             preload=tuple(sorted(_union(member.preload for member in members))),
             wanted=wanted,
         )
+
+    def _surroundings(self, cwd: str | None) -> Surroundings:
+        if cwd is None:
+            return self.surroundings
+        return replace(self.surroundings, working_directory=Path(cwd).absolute())
 
     def _steps(self, tasks: Sequence[Task]) -> tuple[Step, ...]:
         steps = []
@@ -279,6 +287,10 @@ class _Pack:
             steps.append(Step(task.name, task.expression, inputs))
             before = task.name
         return tuple(steps)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
 
 
 _T = TypeVar("_T")

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from dask_batch.backends.base import Backend, JobState, JobStatus
 from dask_batch.cache import attempts
@@ -31,7 +32,7 @@ _LOOK_SHARE = 0.1
 _FIRST_LOOK_S = 0.02
 _LONGEST_LOOK_S = 2.0
 
-Observer = Callable[[str, str], None]
+Observer: TypeAlias = Callable[[Literal["started", "finished"], str], None]
 """Called with ``"started"`` or ``"finished"`` and a key, in the engine's thread."""
 
 

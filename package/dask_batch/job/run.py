@@ -92,18 +92,28 @@ class Attempt:
         if not self._first():
             return self._wait_for_first()
         try:
-            self._check()
-            self._await_inputs()
-            surroundings = self.common["surroundings"][self.header["surroundings"]]
-            enter(surroundings, cpus=self.header["cpus"])
-            value = self._call()
-            self._check_files()
-            self._publish(value)
+            self._make()
         except _Ended as ended:
             self._record_end(ended.fields)
             print(f"dask-batch: {ended}", file=sys.stderr)
             return _FAILED
+        except Exception as error:
+            # Not the function's doing: the surroundings, the cache, or this program.
+            message = f"the job failed before or after its function: {_summary(error)}"
+            trace = "".join(traceback.format_exception(error))
+            self._record_end({"outcome": "died", "message": message, "traceback": trace})
+            raise
         return 0
+
+    def _make(self) -> None:
+        """Make the attempt, up to its result."""
+        self._check()
+        self._await_inputs()
+        surroundings = self.common["surroundings"][self.header["surroundings"]]
+        enter(surroundings, cpus=self.header["cpus"])
+        value = self._call()
+        self._check_files()
+        self._publish(value)
 
     # ---- who runs it -----------------------------------------------------------------------
 
@@ -251,6 +261,20 @@ class Attempt:
             **fields,
         }
         attempts.end(self.cache, self.key, self.generation, record)
+        if self.header["error_log_file"]:
+            self._log_error(Path(self.header["error_log_file"]), record)
+
+    def _log_error(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Append to the file that the user wants errors to be collected in."""
+        text = (
+            f"function: {record['function']}\nkey: {self.key}\njob: {record['job_id']}\n"
+            f"{record['message']}\n{record.get('traceback', '')}\n"
+        )
+        try:
+            with open(path, "a", encoding="utf-8") as log:
+                log.write(text)
+        except OSError as error:
+            print(f"dask-batch: {path} cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def _summary(error: BaseException) -> str:
