@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dask_batch.backends.base import JobState
@@ -168,6 +169,20 @@ def test_max_workers_binds_its_own_jobs_only(given: Bench) -> None:
         LocalBackend(max_workers=0)
 
 
+def test_a_parent_must_be_handed_over_before_its_child(given: Bench) -> None:
+    with pytest.raises(ValueError, match="nobody"):
+        given.submit(given.job("nothing", parents=["nobody"]))
+
+
+def test_many_kinds_of_preload_share_few_parents(given: Bench) -> None:
+    modules = ["fractions", "decimal", "colorsys", "calendar", "csv", "cmd", "chunk", "crypt"]
+    statuses = given.run(*(given.job("look", preload=(name,)) for name in modules * 2))
+    assert {status.state for status in statuses} == {JobState.COMPLETED}
+    queue = queue_pid()
+    parents = [p for p in psutil.process_iter(["cmdline", "ppid"]) if p.info["ppid"] == queue]
+    assert len(parents) <= 8
+
+
 # ---- cancelling --------------------------------------------------------------------------------
 
 
@@ -261,6 +276,18 @@ def test_a_preload_that_starts_threads_is_not_forked_from(given: Bench) -> None:
     (status,) = given.run(job)
     assert status.state is JobState.COMPLETED
     assert given.finding(job)["threads"] == 1
+
+
+def test_a_job_whose_parent_hangs_in_an_import_can_be_cancelled(given: Bench) -> None:
+    (given.folder / "hanging_module.py").write_text("import time\ntime.sleep(600)\n")
+    path = f"{given.environment['PYTHONPATH']}{os.pathsep}{given.folder}"
+    job = given.job(
+        "count", preload=("hanging_module",), environment=given.environment | {"PYTHONPATH": path}
+    )
+    ids = given.submit(job)
+    given.backend.cancel(ids.values())
+    assert given.end(ids)[job.name].state is JobState.CANCELLED
+    assert given.runs() == []
 
 
 def interpreter(folder: Path) -> Path:

@@ -27,7 +27,6 @@ _MEANINGLESS = {
     "slurm_cmd_args": "sbatch",
     "job_extra_directives": "directives",
     "submission_template": "templates",
-    "error_log_file": "second error log",
 }
 """What there is nothing of on the local queue."""
 
@@ -90,6 +89,9 @@ class Profiles:
         positions: dict[str, int] = {}
         members = []
         for job in jobs:
+            missing = [name for name in job.parents if name not in positions]
+            if missing:
+                raise ValueError(f"{job.name}: its parent {missing[0]} does not precede it")
             parents = tuple(positions[name] for name in job.parents)
             members.append(Member(job.name, self._profile(job), job.index, parents, job.after))
             positions[job.name] = len(positions)

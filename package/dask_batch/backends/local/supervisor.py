@@ -159,6 +159,8 @@ class Supervisor:
                 self.stop(run.number, Outcome(JobState.TIMEOUT, reason=reason), now)
             if run.kill_at is not None and now >= run.kill_at:
                 run.kill_at = now + GRACE_S
+                if run.process is None:
+                    self._workers.abandon(job_id)
                 self._workers.signal(job_id, signal.SIGKILL)
         if now >= self._memory_poll_at and any(True for _ in self._limited()):
             self._memory_poll_at = now + MEMORY_POLL_S

@@ -148,6 +148,12 @@ class Workers:
                 with contextlib.suppress(OSError):
                     parent.channel.send({"type": "signal", "job": job_id, "signal": number})
 
+    def abandon(self, job_id: str) -> None:
+        """Kill the parent that should start a job, if it hangs in its own imports."""
+        for parent in self:
+            if job_id in parent.jobs and not parent.ready:
+                parent.process.kill()
+
     def note(self, parent: WorkerParent, message: Message) -> None:
         """Keep up with what a parent tells."""
         if message["type"] == "ready":
