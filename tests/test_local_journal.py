@@ -10,7 +10,7 @@ from dask_batch.backends.local import journal
 from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.journal import FormerJobs, Journal
 from dask_batch.backends.local.processes import ProcessIdentity
-from dask_batch.backends.local.queue import Outcome
+from dask_batch.backends.local.records import Outcome
 
 HERE = QueueId("host", "boot1", "now")
 BEFORE = QueueId("host", "boot1", "before")

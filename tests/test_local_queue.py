@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dask_batch.backends.base import JobState
-from dask_batch.backends.local.queue import PASS_LIMIT, Demand, Entry, Outcome, RefusedError
+from dask_batch.backends.local.queue import PASS_LIMIT
 from dask_batch.backends.local.queue import WorkQueue as Queue
+from dask_batch.backends.local.records import Demand, Entry, Outcome, RefusedError
 
 GOOD = Outcome(JobState.COMPLETED, exit_code=0)
 BAD = Outcome(JobState.FAILED, exit_code=1)

@@ -22,7 +22,7 @@ from dask_batch.backends.base import JobState
 from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.outcomes import from_wait_status
 from dask_batch.backends.local.processes import ProcessIdentity
-from dask_batch.backends.local.queue import Outcome
+from dask_batch.backends.local.records import Outcome
 
 __all__ = ["FormerJob", "FormerJobs", "Journal", "append_exits", "append_pids"]
 

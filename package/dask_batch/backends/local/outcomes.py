@@ -6,7 +6,7 @@ import os
 import signal
 
 from dask_batch.backends.base import JobState
-from dask_batch.backends.local.queue import Outcome
+from dask_batch.backends.local.records import Outcome
 
 __all__ = ["from_wait_status"]
 

@@ -22,72 +22,14 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from dask_batch.backends.base import JobState
+from dask_batch.backends.local.records import Entry, Outcome, QueuedJob, RefusedError
 
-__all__ = ["PASS_LIMIT", "Demand", "Entry", "Outcome", "QueuedJob", "RefusedError", "WorkQueue"]
+__all__ = ["PASS_LIMIT", "WorkQueue"]
 
 PASS_LIMIT = 16
-
-
-class RefusedError(Exception):
-    """A hand-over makes no sense; nothing of it was taken. ``name`` is the job at fault."""
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.name = name
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a job takes from the machine while it runs."""
-
-    cpus: int = 1
-    memory_bytes: int = 0
-    priority: int = 0
-    group: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One job of a hand-over."""
-
-    name: str
-    demand: Demand
-    parents: tuple[int, ...] = ()
-    """Positions in this hand-over, each before the job's own."""
-    after: tuple[int, ...] = ()
-    """Numbers of jobs handed over earlier; those that are unknown count as satisfied."""
-    payload: Any = None
-    """How to start it: nothing that scheduling looks at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a job ended."""
-
-    state: JobState
-    exit_code: int | None = None
-    signal: int | None = None
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class QueuedJob:
-    """One job and where it stands."""
-
-    number: int
-    name: str
-    demand: Demand
-    payload: Any
-    state: JobState
-    unmet: int = 0
-    """How many parents have not completed."""
-    children: list[int] = field(default_factory=list)
-    passed_over: int = 0
-    outcome: Outcome | None = None
 
 
 @dataclass(slots=True)

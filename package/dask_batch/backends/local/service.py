@@ -34,7 +34,8 @@ from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.protocol import PROTOCOL_VERSION, Channel, Message, ProtocolError
-from dask_batch.backends.local.queue import Entry, Outcome, QueuedJob, RefusedError, WorkQueue
+from dask_batch.backends.local.queue import WorkQueue
+from dask_batch.backends.local.records import Entry, Outcome, QueuedJob, RefusedError
 from dask_batch.backends.local.submission import Member, Staged
 from dask_batch.backends.local.supervisor import Supervisor
 

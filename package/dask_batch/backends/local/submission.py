@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dask_batch.backends.local.protocol import Message, ProtocolError
-from dask_batch.backends.local.queue import Demand
+from dask_batch.backends.local.records import Demand
 
 __all__ = ["Member", "Profile", "Staged", "parts"]
 

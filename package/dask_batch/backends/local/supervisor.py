@@ -13,7 +13,8 @@ from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.processes import ProcessIdentity
 from dask_batch.backends.local.protocol import Channel, Message, ProtocolError
-from dask_batch.backends.local.queue import Outcome, QueuedJob, WorkQueue
+from dask_batch.backends.local.queue import WorkQueue
+from dask_batch.backends.local.records import Outcome, QueuedJob
 from dask_batch.backends.local.submission import Profile
 from dask_batch.backends.local.workers import WorkerParent, Workers
 
