@@ -55,6 +55,15 @@ def test_a_damaged_start_still_keeps_others_from_starting(cache: Cache) -> None:
     assert {"job_id", "host", "pid", "boot_id", "process_started", "restart"} <= first.keys()
 
 
+@pytest.mark.parametrize("left", [b"", bytes(100)])
+def test_a_start_that_a_crash_has_emptied_holds_nobody_up(cache: Cache, left: bytes) -> None:
+    attempts.start(cache, KEY, 0, record("1"))
+    (cache.path / "attempts" / "ab" / f"{KEY}.0.start").write_bytes(left)
+    assert attempts.read_start(cache, KEY, 0) is None
+    assert attempts.start(cache, KEY, 0, record("1", restart=1)) is None
+    assert attempts.start(cache, KEY, 0, record("2")) == record("1", restart=1)
+
+
 def test_an_end_is_recorded_once(cache: Cache) -> None:
     assert attempts.read_end(cache, KEY, 0) is None
     first = {"outcome": "exception", "message": "größe \ud800", "path": Path("/log")}

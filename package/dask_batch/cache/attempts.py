@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_batch.cache.files import publish_bytes
+from dask_batch.cache.files import publish_bytes, read_owned
 from dask_batch.cache.records import read_record, seal
 from dask_batch.cache.store import Cache
 from dask_batch.errors import DamagedEntryError
@@ -52,8 +52,8 @@ def start(
         if current is not None and not _succeeds(record, current):
             return current
         path = _start_path(cache, key, generation, number + 1)
-        # Not forced to the disk: a start that a crash of the machine loses is that of a job that
-        # the crash has ended.
+        # Not forced to the disk: a start that a crash of the machine loses or empties is that of a
+        # job that the crash has ended.
         if publish_bytes(path, seal(record), durable=False):
             return None
 
@@ -112,12 +112,14 @@ def _last_start(cache: Cache, key: str, generation: int) -> tuple[int, dict[str,
     """Return number and record of the last start; -1 and None if there is none."""
     last: dict[str, Any] | None = None
     for number in itertools.count():
+        path = _start_path(cache, key, generation, number)
         try:
-            last = read_record(_start_path(cache, key, generation, number))
+            last = read_record(path)
         except FileNotFoundError:
             return number - 1, last
         except DamagedEntryError:
-            last = dict(_DAMAGED_START)
+            emptied = not read_owned(path).strip(b"\0")
+            last = None if emptied else dict(_DAMAGED_START)
     raise AssertionError("starts have an end")
 
 

@@ -6,7 +6,7 @@ jobs and their keys. A *claim* on attempt *n* of a key is a hard link to that fi
 The highest generation counts. To take over from the dead, or to try a failed task again, is to
 make generation *n + 1*: of two that try, one succeeds, and nothing is ever replaced.
 
-Claims are not forced to the disk. On a local disk they are lost only together with the machine,
+Links are not forced to the disk. On a local disk they are lost only together with the machine,
 and the jobs with it; a network file system's server commits a link before it answers.
 """
 
@@ -120,7 +120,7 @@ class Claims:
             return []
         ids = (name.removesuffix(".json") for name in names if name.endswith(".json"))
         open_ids = [i for i in ids if f"{i}.settled" not in names and not self.log(i).settled]
-        return sorted((self.run(i) for i in open_ids), key=lambda run: run.created)
+        return sorted((self.run(i) for i in open_ids), key=lambda run: (run.created, run.id))
 
     def _run_path(self, run_id: str) -> Path:
         if not run_id or "/" in run_id or "\0" in run_id or run_id.startswith("."):
@@ -189,7 +189,7 @@ class Claims:
             gone = error.errno == errno.ENOENT and not source.exists()
             if gone or error.errno not in (*_NO_LINK_HERE, errno.ENOENT):
                 raise CacheError(f"{path} cannot be made: {error.strerror}") from error
-            return publish_bytes(path, seal({"run": run.id}), durable=False)
+            return publish_bytes(path, seal({"run": run.id}))
         return True
 
     def _last_generation(self, key: str) -> int:
