@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +211,15 @@ class Engine:
             self._watch.look()
         if entries and not (self._requests or self._commands):
             self.backend.wait(self._watch.look_s)
+            self._rest()
         return True
+
+    def _rest(self) -> None:
+        """Let news gather, so that looks take their share of the time and no more."""
+        with self._changed:
+            left_s = self._watch.not_before - time.monotonic()
+            if left_s > 0 and not (self._requests or self._commands):
+                self._changed.wait(left_s)
 
     def _break(self, error: BaseException) -> None:
         """Fail every future there is: nobody must wait for a thread that has ended."""

@@ -232,7 +232,7 @@ def _failed_parent(failed: ParentFailed, function: str) -> BaseException:
 def _pace(backend: Backend, options: Options) -> Pace:
     """Return how often to ask: politely where others ask the same batch system."""
     if not backend.shared:
-        return Pace(0.0, 1.0, output_grace_s=1.0, failure_grace_s=0.0)
+        return Pace(0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0)
     return Pace(
         options.shortest_poll_s,
         options.longest_poll_s,

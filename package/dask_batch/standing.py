@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -120,9 +121,10 @@ class Standings:
             now = time.monotonic()
             if log.length != length:
                 length, changed = log.length, now
-            alive = run.owner.alive()
-            dead = alive is False or (alive is None and now - changed > _STALL_S)
-            if dead and self.claims.heir(run.id, Owner.current()):
+            stalled = now - changed > _STALL_S
+            if _is_dead(run.owner, stalled=stalled) and self.claims.heir(
+                run.id, Owner.current(), dead=functools.partial(_is_dead, stalled=stalled)
+            ):
                 self._inherit(run, self.claims.log(run.id))
                 continue
             if now - said > _SAY_S:
@@ -259,3 +261,9 @@ class Standings:
             if backend is not None:
                 backend.close()
         self._others.clear()
+
+
+def _is_dead(owner: Owner, *, stalled: bool) -> bool:
+    """Whether a process is dead; of one on another host, whether nothing has been heard of it."""
+    alive = owner.alive()
+    return alive is False or (alive is None and stalled)

@@ -83,7 +83,9 @@ class Watch:
         self.known: dict[str, Standing] = {}
         self.look_s = _FIRST_LOOK_S
         self._pace = pace
+        self.not_before = 0.0
         self._next_poll = 0.0
+        self._next_scan = 0.0
 
     # ---- coming in -------------------------------------------------------------------------
 
@@ -94,6 +96,7 @@ class Watch:
             self.known[standing.key] = standing
             self._next_poll = min(self._next_poll, time.monotonic() + self._pace.shortest_poll_s)
             self.look_s = _FIRST_LOOK_S
+            self.not_before = 0.0
 
     def link(self, key: str, inputs: Iterable[str]) -> None:
         """Let a job depend on those of its inputs that are under way."""
@@ -129,24 +132,39 @@ class Watch:
         began = time.monotonic()
         if began >= self._next_poll:
             self.poll(began)
-        keys = list(self.entries)
+        keys = self._worth_a_look(began)
         published = self.cache.present(keys)
         generations = {
-            key: entry.standing.generation
-            for key, entry in self.entries.items()
-            if key not in published
+            key: self.entries[key].standing.generation for key in keys if key not in published
         }
         ended = attempts.ended(self.cache, generations)
         for key in keys:
             entry = self.entries.get(key)
             if entry is not None:
                 self._conclude(key, entry, key in published, key in ended)
-        took = time.monotonic() - began
+        ended_at = time.monotonic()
         # A look costs more the more jobs there are; its share of the time stays the same.
-        self.look_s = min(
-            max(self.look_s * 1.1, took / _LOOK_SHARE, _FIRST_LOOK_S),
-            max(_LONGEST_LOOK_S, took / _LOOK_SHARE),
-        )
+        rest_s = (ended_at - began) / _LOOK_SHARE
+        self.not_before = ended_at + rest_s
+        self.look_s = max(min(self.look_s * 1.1, _LONGEST_LOOK_S), rest_s)
+
+    def _worth_a_look(self, now: float) -> list[str]:
+        """Choose the keys to look for: all of them now and then, in between those of ended jobs.
+
+        A batch system that is asked politely says late that a job has ended, so that the store
+        knows first; one that tells its news at once spares the store all other looks.
+        """
+        if not self.backend.shared and now < self._next_scan:
+            for key, entry in self.entries.items():
+                if entry.status is not None and entry.status.state is JobState.RUNNING:
+                    self._note_start(key, entry)
+            return [
+                key
+                for key, entry in self.entries.items()
+                if entry.status is not None and entry.status.state.ended
+            ]
+        self._next_scan = now + _LONGEST_LOOK_S
+        return list(self.entries)
 
     def poll(self, now: float) -> None:
         """Ask the batch system once for all jobs."""

@@ -11,7 +11,7 @@ from typing import Any
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Owner
 from dask_batch.cache.store import Cache
-from dask_batch.code.origin import Granularity, cut_version
+from dask_batch.code.origin import Granularity, cut_version, distribution
 from dask_batch.inputs import InputFile
 
 __all__ = [
@@ -37,16 +37,24 @@ def interpreter_changes(common: Mapping[str, Any]) -> str:
 
 def library_changes(libraries: Mapping[str, str], key_versions: Granularity) -> str:
     """Compare the versions of the libraries that the task's key contains."""
-    from importlib import metadata
-
     for name, hashed in libraries.items():
-        try:
-            here = metadata.version(name)
-        except metadata.PackageNotFoundError:
+        here = _version(name)
+        if here is None:
             return f"{name} {hashed} is not installed for {sys.executable}"
         if cut_version(here, key_versions) != cut_version(hashed, key_versions):
             return f"the task was hashed with {name} {hashed}, and this job has {name} {here}"
     return ""
+
+
+def _version(name: str) -> str | None:
+    """Return the version of a distribution, or of a package that was installed without one."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        found = distribution(name)
+        return None if found is None else found[1]
 
 
 def file_changes(files: Iterable[Mapping[str, Any]]) -> str:
