@@ -31,7 +31,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from dask_batch.code.origin import Granularity
 from dask_batch.errors import SerializationError
@@ -77,6 +77,10 @@ class Content:
     libraries: frozenset[tuple[str, str]] = frozenset()
     inputs: frozenset[InputFile] = frozenset()
     preload: frozenset[str] = frozenset()
+
+
+_DEEPEST: Final = 100_000
+"""Levels of nesting. What goes deeper is no data, but makes new objects whenever it is asked."""
 
 
 @dataclass(slots=True, eq=False)
@@ -229,7 +233,7 @@ class ContentHasher:
 
     def _open(self, value: Any, number: int, path: list[_Node], where: str) -> _Node:
         try:
-            shape = self._shaper(value)
+            shape = self._shaper(value) if len(path) < _DEEPEST else _too_deep(value)
         except ReductionError as error:
             raise SerializationError(f"{_path_to(path, where)}: {error}") from error.__cause__
         return _Node(value, shape, number, number, iter(shape.children), facts=shape.facts)
@@ -258,6 +262,11 @@ def _take_facts(node: _Node) -> None:
         if isinstance(part, bytes) or part.digest is None or part.facts is NOTHING:
             continue
         node.facts = node.facts.joined(part.facts.below(node.shape.labels(position)))
+
+
+def _too_deep(value: Any) -> Shape:
+    name = type(value).__qualname__
+    return shapes.unstable("abyss", f"a {name} lies more than {_DEEPEST} levels deep")
 
 
 def _popped_to(unsettled: list[_Node], node: _Node) -> list[_Node]:

@@ -98,7 +98,7 @@ def _scalar(obj: Any, _: Shaper) -> Shape:
 
 
 def _dtype(obj: Any, _: Shaper) -> Shape:
-    data = (obj.str, repr(obj.itemsize), repr(obj.alignment), repr(obj.isalignedstruct))
+    data = (obj.str, repr(obj.itemsize), repr(obj.isalignedstruct))
     metadata = dict(obj.metadata) if obj.metadata else None
     fixed = (type(obj), obj.type, metadata)
     if obj.names is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copyreg
 import functools
-from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+import random
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from dask_batch.code.origin import is_user_module
 from dask_batch.graph.shape import ReductionError, Shape, unstable
@@ -17,12 +19,18 @@ __all__ = ["choose", "reduced"]
 
 _PICKLING = ("__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs_ex__", "__getnewargs__")
 
+_CACHED_PROPERTIES: Final[weakref.WeakKeyDictionary[type, frozenset[str]]] = (
+    weakref.WeakKeyDictionary()
+)
+
 
 def choose(cls: type) -> Handler:
     """Return a handler for objects of any type."""
     tokenize = getattr(cls, "__dask_tokenize__", None)
     if callable(tokenize) and cls.__module__.partition(".")[0] != "dask":
         return _tokenized
+    if cls is random.Random:
+        return _generator
     return _named_or_reduced
 
 
@@ -39,6 +47,13 @@ def _named_or_reduced(obj: Any, shaper: Shaper) -> Shape:
     """Take what a library offers under a name by that name, whatever it is made of."""
     module, qualname = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
     return shaper.offered(obj, module, qualname) or reduced(obj, shaper)
+
+
+def _generator(obj: Any, shaper: Shaper) -> Shape:
+    """Take the hidden generator behind ``random.random`` by name: it is seeded by the clock."""
+    if obj is getattr(random, "_inst", None):
+        return shaper.reference("random", "_inst")
+    return reduced(obj, shaper)
 
 
 def reduced(obj: Any, _: Shaper) -> Shape:
@@ -124,7 +139,8 @@ def _lasting(obj: Any, state: Any) -> Any:
     remembered = _cached_properties(type(obj))
     if not remembered:
         return state
-    return {name: value for name, value in state.items() if name not in remembered}
+    # An object without attributes has no state at all.
+    return {name: value for name, value in state.items() if name not in remembered} or None
 
 
 def _has_own_reduction(cls: type) -> bool:
@@ -132,14 +148,16 @@ def _has_own_reduction(cls: type) -> bool:
     return any(name in vars(base) for base in cls.__mro__[:-1] for name in methods)
 
 
-@functools.lru_cache(maxsize=256)
-def _cached_properties(cls: Hashable) -> frozenset[str]:
-    return frozenset(
-        name
-        for base in getattr(cls, "__mro__", ())
-        for name, value in vars(base).items()
-        if isinstance(value, functools.cached_property)
-    )
+def _cached_properties(cls: type) -> frozenset[str]:
+    known = _CACHED_PROPERTIES.get(cls)
+    if known is None:
+        known = _CACHED_PROPERTIES[cls] = frozenset(
+            name
+            for base in cls.__mro__
+            for name, value in vars(base).items()
+            if isinstance(value, functools.cached_property)
+        )
+    return known
 
 
 def _is_users(cls: type, reducer: Any) -> bool:

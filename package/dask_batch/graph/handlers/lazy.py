@@ -41,7 +41,8 @@ def _collection(obj: Any, shaper: Shaper) -> Shape:
     facts = NOTHING
     for found in keyed.values():
         facts = facts.joined(Facts((), found.libraries, found.inputs, found.preload))
-    about = [getattr(obj, name, None) for name in _ABOUT]
+    # Asked of the class: a Delayed has every attribute, and each is another Delayed.
+    about = [getattr(obj, name) for name in _ABOUT if hasattr(type(obj), name)]
     finish = obj.__dask_postcompute__()
     data = tuple(keyed[name].key for name in graph.required)
     parts = (type(obj), about, finish, [*graph.literals.values()])
