@@ -313,6 +313,40 @@ def test_references() -> None:
     )
 
 
+class AttributeDict(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Hostile:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("eq")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("repr")
+
+    __hash__ = object.__hash__
+
+
+class HostileType(type):
+    def __eq__(cls, other: object) -> bool:
+        raise RuntimeError("eq")
+
+    __hash__ = type.__hash__
+
+
+class OfHostileType(metaclass=HostileType):
+    pass
+
+
+@pytest.mark.parametrize("make", [lambda: AttributeDict(a=1), Hostile, OfHostileType])
+def test_objects_that_answer_nothing(make: Callable[[], Any]) -> None:
+    assert digest([make()]) == digest([make()])
+    assert digest({make(): make()} if make is Hostile else 0)
+
+
 # ---- depth, cycles, speed --------------------------------------------------------------------
 
 

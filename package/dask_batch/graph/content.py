@@ -20,10 +20,14 @@ noted as a :class:`Problem`, with the path that leads there.
 Notes
 -----
 Digests of code, and of instances of classes outside ``builtins``, depend on Python's minor
-version; those of plain builtin values do not. A function's name and annotations are not part of
-its content, and a class's name is. A module-level dict that a function uses as a memo is part of
-its content: fill it and the function is another. ``functools.lru_cache`` and
+version; those of plain builtin values do not. An object of a library's class depends on the
+version of the library. A function's name and annotations are not part of its content, and a
+class's name is. A module-level dict that a function uses as a memo is part of its content, as are
+a function's own attributes: fill it, and the function is another. ``functools.lru_cache`` and
 ``functools.cached_property`` are understood: what they remember does not count.
+
+What a function finds inside a library by a chain of attributes (``os.environ``, ``np.random``) is
+the library's: its name and version count, not its present state.
 """
 
 from __future__ import annotations

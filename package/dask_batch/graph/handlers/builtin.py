@@ -7,6 +7,7 @@ import enum
 import functools
 import pickle
 import re
+import struct
 import types
 import weakref
 from collections.abc import Callable
@@ -110,6 +111,10 @@ def _pattern(obj: re.Pattern[Any], _: Shaper) -> Shape:
     return Shape("pattern", children=(obj.pattern, obj.flags))
 
 
+def _struct(obj: struct.Struct, _: Shaper) -> Shape:
+    return Shape("struct", (obj.format,))
+
+
 def _namespace(obj: types.SimpleNamespace, _: Shaper) -> Shape:
     return Shape("namespace", children=(vars(obj),))
 
@@ -158,6 +163,7 @@ _HANDLERS: Final[dict[type, Handler]] = {
     slice: _slice,
     range: _range,
     re.Pattern: _pattern,
+    struct.Struct: _struct,
     types.SimpleNamespace: _namespace,
     types.CellType: _cell,
     functools.partial: _partial,

@@ -79,16 +79,11 @@ class Shaper:
         label, facts = self.label(module)
         return Shape("reference", (module, qualname, label), facts=facts)
 
-    def offered(self, obj: Any, module: Any, qualname: Any) -> Shape | None:
+    def offered(self, obj: Any, module: str | None, qualname: str | None) -> Shape | None:
         """Return the reference to an object that a library offers under a name, if it does."""
-        if (
-            isinstance(module, str)
-            and isinstance(qualname, str)
-            and not is_user_module(module)
-            and is_offered(obj, module, qualname)
-        ):
-            return self.reference(module, qualname)
-        return None
+        if module is None or qualname is None or is_user_module(module):
+            return None
+        return self.reference(module, qualname) if is_offered(obj, module, qualname) else None
 
     def record(self, path: str, *, digest: bool = False) -> InputFile:
         """Look at a file outside, once for every hand-over."""

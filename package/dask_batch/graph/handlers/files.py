@@ -19,7 +19,6 @@ _VALIDATORS: Final = (
     "etag",
     "md5Hash",
     "content_md5",
-    "content_settings",
     "checksum",
     "crc32c",
     "generation",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copyreg
 import functools
 import random
-import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from dask_batch.code.origin import is_user_module
+from dask_batch.graph.handlers.names import name_of
 from dask_batch.graph.shape import ReductionError, Shape, unstable
 
 if TYPE_CHECKING:
@@ -19,10 +19,6 @@ __all__ = ["choose", "reduced"]
 
 _PICKLING = ("__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs_ex__", "__getnewargs__")
 
-_CACHED_PROPERTIES: Final[weakref.WeakKeyDictionary[type, frozenset[str]]] = (
-    weakref.WeakKeyDictionary()
-)
-
 
 def choose(cls: type) -> Handler:
     """Return a handler for objects of any type."""
@@ -31,7 +27,7 @@ def choose(cls: type) -> Handler:
         return _tokenized
     if cls is random.Random:
         return _generator
-    return _named_or_reduced
+    return _remembering(_cached_properties(cls))
 
 
 def _tokenized(obj: Any, _: Shaper) -> Shape:
@@ -43,10 +39,15 @@ def _tokenized(obj: Any, _: Shaper) -> Shape:
     return Shape("tokenized", children=(type(obj), token))
 
 
-def _named_or_reduced(obj: Any, shaper: Shaper) -> Shape:
-    """Take what a library offers under a name by that name, whatever it is made of."""
-    module, qualname = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
-    return shaper.offered(obj, module, qualname) or reduced(obj, shaper)
+def _remembering(names: frozenset[str]) -> Handler:
+    """Return a handler for objects that keep what they have computed under some names."""
+
+    def handler(obj: Any, shaper: Shaper) -> Shape:
+        # What a library offers under a name is that name, whatever it is made of.
+        offered = shaper.offered(obj, *name_of(obj)) if callable(obj) else None
+        return offered or reduced(obj, shaper, names)
+
+    return handler
 
 
 def _generator(obj: Any, shaper: Shaper) -> Shape:
@@ -56,8 +57,11 @@ def _generator(obj: Any, shaper: Shaper) -> Shape:
     return reduced(obj, shaper)
 
 
-def reduced(obj: Any, _: Shaper) -> Shape:
-    """Take an object apart as a pickler would: class, arguments, state, members."""
+def reduced(obj: Any, _: Shaper, remembered: frozenset[str] = frozenset()) -> Shape:
+    """Take an object apart as a pickler would: class, arguments, state, members.
+
+    Attributes that an object has only ``remembered`` are left out of its state.
+    """
     cls = type(obj)
     reducer = copyreg.dispatch_table.get(cls)
     try:
@@ -71,7 +75,7 @@ def reduced(obj: Any, _: Shaper) -> Shape:
         return Shape("named", (reduction,), (cls,))
     function, arguments, state, items, pairs, setter = (*reduction, *[None] * 6)[:6]
     parts = _Parts(cls, function, arguments, setter)
-    parts.add_state(_lasting(obj, state))
+    parts.add_state(_lasting(state, remembered))
     parts.add_items(items)
     parts.add_pairs(pairs)
     return Shape("reduced", (parts.layout,), parts.values, parts.labels.__getitem__)
@@ -132,32 +136,24 @@ class _Pairs:
         return self._pairs
 
 
-def _lasting(obj: Any, state: Any) -> Any:
+def _lasting(state: Any, remembered: frozenset[str]) -> Any:
     """Leave out of an object's state what it only remembers having computed."""
-    if type(state) is not dict or _has_own_reduction(type(obj)):
-        return state
-    remembered = _cached_properties(type(obj))
-    if not remembered:
+    if not remembered or type(state) is not dict:
         return state
     # An object without attributes has no state at all.
     return {name: value for name, value in state.items() if name not in remembered} or None
 
 
-def _has_own_reduction(cls: type) -> bool:
-    methods = ("__reduce_ex__", "__reduce__", "__getstate__")
-    return any(name in vars(base) for base in cls.__mro__[:-1] for name in methods)
-
-
 def _cached_properties(cls: type) -> frozenset[str]:
-    known = _CACHED_PROPERTIES.get(cls)
-    if known is None:
-        known = _CACHED_PROPERTIES[cls] = frozenset(
-            name
-            for base in cls.__mro__
-            for name, value in vars(base).items()
-            if isinstance(value, functools.cached_property)
-        )
-    return known
+    """Return the names of a class's cached properties, unless it says itself what is pickled."""
+    if any(name in vars(base) for base in cls.__mro__[:-1] for name in _PICKLING[:3]):
+        return frozenset()
+    return frozenset(
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, functools.cached_property)
+    )
 
 
 def _is_users(cls: type, reducer: Any) -> bool:

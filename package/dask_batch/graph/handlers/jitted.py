@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from dask_batch.graph.handlers.names import name_of
 from dask_batch.graph.shape import Shape, attribute_labels
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def choose(cls: type) -> Handler | None:
 
 def _compiled(ways: tuple[tuple[str, ...], ...]) -> Callable[[Any, Shaper], Shape]:
     def handler(obj: Any, shaper: Shaper) -> Shape:
-        module, qualname = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
-        offered = shaper.offered(obj, module, qualname)
+        offered = shaper.offered(obj, *name_of(obj))
         if offered is not None:
             return offered
         parts = [_at(obj, way) for way in ways]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from dask_batch.code.origin import is_user_module
 
-__all__ = ["is_offered", "library_part"]
+__all__ = ["is_offered", "library_part", "name_of"]
 
 _MISSING: Final = object()
 
@@ -21,6 +21,19 @@ def is_offered(obj: Any, module: str, qualname: str) -> bool:
         if found is _MISSING:
             return False
     return found is obj or getattr(found, "__func__", _MISSING) is obj
+
+
+def name_of(obj: Any) -> tuple[str | None, str | None]:
+    """Return an object's module and qualified name, as far as it has them."""
+    try:
+        module, qualname = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    except Exception:  # a __getattr__ of the user's may raise anything
+        return None, None
+    return (
+        (module, qualname)
+        if isinstance(module, str) and isinstance(qualname, str)
+        else (None, None)
+    )
 
 
 def _member(owner: Any, name: str) -> Any:

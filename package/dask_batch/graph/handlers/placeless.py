@@ -22,8 +22,10 @@ __all__ = ["choose"]
 
 _NAMED: Final = (logging.Logger, contextvars.ContextVar)
 
-_BASES: Final[tuple[type, ...]] = (
+_TYPES: Final[tuple[type, ...]] = (
     *_NAMED,
+    _thread.LockType,
+    type(threading.RLock()),
     logging.LoggerAdapter,
     logging.Handler,
     logging.Manager,
@@ -37,7 +39,6 @@ _BASES: Final[tuple[type, ...]] = (
     weakref.WeakSet,
 )
 
-_EXACT: Final[frozenset[type]] = frozenset({_thread.LockType, type(threading.RLock())})
 
 _BY_NAME: Final = frozenset(
     {
@@ -61,7 +62,9 @@ _BY_NAME: Final = frozenset(
 
 def choose(cls: type) -> Handler | None:
     """Return the handler of a type that has no content of its own."""
-    if cls in _EXACT or issubclass(cls, _BASES):
+    # Identity along the way of inheritance: issubclass() would ask abstract classes, and those
+    # ask the class, which may answer anything.
+    if any(base is known for base in cls.__mro__ for known in _TYPES):
         return _placeless
     if any(f"{base.__module__}.{base.__qualname__}" in _BY_NAME for base in cls.__mro__):
         return _placeless
