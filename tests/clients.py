@@ -30,8 +30,8 @@ def body(name, *parents, seconds=0.0):
 
 def compute(graph):
     print("computing", flush=True)
-    print(*dask.compute(graph, scheduler=cluster_get, backend={backend!r}, cache_directory={cache!r}),
-          flush=True)
+    options = {{"backend": {backend!r}, "cache_directory": {cache!r}}}
+    print(*dask.compute(graph, scheduler=cluster_get, **options), flush=True)
 
 """
 

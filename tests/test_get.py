@@ -235,12 +235,12 @@ def test_callbacks_of_dask_are_called_for_each_node(capsys: pytest.CaptureFixtur
 
 
 def test_a_cycle_is_named() -> None:
-    with pytest.raises(GraphError, match="cycle.*'a'.*'b'"):
+    with pytest.raises(GraphError, match=r"cycle.*'a'.*'b'"):
         cluster_get({"a": (abs, "b"), "b": (abs, "a")}, "a")
 
 
 def test_an_argument_that_cannot_be_pickled_is_named_with_its_path() -> None:
-    lazy = dask.delayed(str)({"settings": [open(os.devnull)]})  # noqa: SIM115
+    lazy = dask.delayed(str)({"settings": [open(os.devnull)]})
     with pytest.raises(SerializationError, match=r"settings.*\[0\]"), pytest.warns(UserWarning):
         dask.compute(lazy, scheduler=cluster_get)
 
@@ -248,12 +248,12 @@ def test_an_argument_that_cannot_be_pickled_is_named_with_its_path() -> None:
 def test_an_unknown_resource_is_named_with_those_that_are_known() -> None:
     with dask.annotate(resources={"memroy_max": 4}):
         lazy = dask.delayed(abs)(-1)
-    with pytest.raises(ResourceError, match="memroy_max.*Did you mean 'memory_max'"):
+    with pytest.raises(ResourceError, match=r"memroy_max.*Did you mean 'memory_max'"):
         dask.compute(lazy, scheduler=cluster_get)
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(ConfigurationError, match="resource_dct.*Did you mean 'resource_dict'"):
+    with pytest.raises(ConfigurationError, match=r"resource_dct.*Did you mean 'resource_dict'"):
         dask.compute(dask.delayed(abs)(-1), scheduler=cluster_get, resource_dct={})
 
 
