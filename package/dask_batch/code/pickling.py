@@ -37,6 +37,7 @@ from dask_batch.code.builtin_types import (
 from dask_batch.code.origin import travels_by_value
 from dask_batch.code.session import session
 from dask_batch.errors import SerializationError
+from dask_batch.inputs import portable
 
 if TYPE_CHECKING:
     from dask_batch.code.reducers import Reducers
@@ -171,6 +172,9 @@ class _Pickler(pickle.Pickler):
             return reduce_sentinel(obj)
         if kind.__module__ == "numba.core.serialize" and hasattr(obj, "ctor"):
             return reduce_compiled(obj)
+        stand_in = portable(obj)
+        if stand_in is not obj:
+            return stand_in.__reduce__()
         refuse_what_is_under_way(obj)
         says_how = isinstance(kind.__reduce__, FunctionType) or isinstance(
             kind.__reduce_ex__, FunctionType

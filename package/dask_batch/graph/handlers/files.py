@@ -157,9 +157,15 @@ def _opened(obj: Any, shaper: Shaper) -> Shape:
     return Shape("opened file", (), (file_of(obj.fs, obj.path, shaper), obj.mode, obj.tell()))
 
 
+def _file_system(obj: Any, _: Shaper) -> Shape:
+    """Take what it was made from. (Its own token is of this process and thread.)"""
+    return Shape("file system", (), (type(obj), obj.storage_args, obj.storage_options))
+
+
 _FSSPEC: Final[dict[str, Handler]] = {
     "fsspec.core.OpenFile": _open_file,
     "fsspec.core.OpenFiles": _open_files,
     "fsspec.spec.AbstractBufferedFile": _opened,
+    "fsspec.spec.AbstractFileSystem": _file_system,
     "fsspec.implementations.local.LocalFileOpener": _opened,
 }
