@@ -16,10 +16,16 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the tests away from the user's own configuration, which ours would be laid beside."""
     os.environ["DASK_CONFIG"] = tempfile.mkdtemp(prefix="dask-config-")
+    # A queue of the session's own: whose CPUs nobody else's jobs take up.
+    os.environ["DASK_BATCH_QUEUE_DIR"] = tempfile.mkdtemp(prefix="dask-batch-queue-")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(os.environ.pop("DASK_CONFIG", ""), ignore_errors=True)
+    from dask_batch import stop_local_queue
+
+    stop_local_queue(kill_jobs=True)
+    for name in ("DASK_CONFIG", "DASK_BATCH_QUEUE_DIR"):
+        shutil.rmtree(os.environ.pop(name, ""), ignore_errors=True)
 
 
 @functools.cache

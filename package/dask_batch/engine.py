@@ -235,7 +235,7 @@ class Engine:
 
     def _take(self, requests: list[Request]) -> None:
         """Hand over the jobs of some requests; a refused one does not take the others along."""
-        requests = [r for r in requests if not r.futures or not all(f.done() for f in r.futures)]
+        requests = _still_wanted(requests)
         while requests:
             jobs = list({job.key: job for request in requests for job in request.jobs}.values())
             pending = {key: entry.standing for key, entry in self._watch.entries.items()}
@@ -296,9 +296,14 @@ class Engine:
         """Follow what is under way, resolve what is there."""
         functions = {job.key: job.function for job in jobs}
         submitted = set(handed.submitted)
+        joined: dict[str, list[str]] = {}
         for key, standing in handed.under_way.items():
             ours = standing.job_id in submitted
+            if not ours and key not in self._watch.entries:
+                joined.setdefault(standing.run_id, []).append(key)
             self._watch.add(standing, functions.get(key, ""), ours=ours)
+        for run_id, keys in joined.items():
+            self._watch.followers.follow(run_id, keys)
         for job in jobs:
             self._watch.link(job.key, job.inputs)
         for request in requests:
@@ -319,3 +324,15 @@ class Engine:
                 future._cancel_running()
                 future._claim()
         self._watch.cancel(waiting_only=False)
+
+
+def _still_wanted(requests: Sequence[Request]) -> list[Request]:
+    """Leave out requests whose futures have all been cancelled, unless a later one needs them."""
+    needed: set[str] = set()
+    kept: list[Request] = []
+    for request in reversed(requests):
+        wanted = not request.futures or not all(f.done() for f in request.futures)
+        if wanted or any(job.key in needed for job in request.jobs):
+            needed.update(key for job in request.jobs for key in job.inputs)
+            kept.append(request)
+    return kept[::-1]

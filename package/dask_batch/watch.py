@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from dask_batch.backends.base import Backend, JobState, JobStatus
 from dask_batch.cache import attempts
+from dask_batch.cache.followers import Followers
 from dask_batch.cache.store import Cache
 from dask_batch.errors import BackendError
 from dask_batch.failures import dependency_failure, failure_of
@@ -81,6 +82,7 @@ class Watch:
         self.backend = backend
         self.entries: dict[str, Entry] = {}
         self.known: dict[str, Standing] = {}
+        self.followers = Followers(cache)
         self.look_s = _FIRST_LOOK_S
         self._pace = pace
         self.not_before = 0.0
@@ -300,6 +302,7 @@ class Watch:
 
     def _drop(self, key: str, entry: Entry) -> None:
         del self.entries[key]
+        self.followers.leave(key)
         for parent in entry.parents:
             above = self.entries.get(parent)
             if above is not None:
@@ -341,8 +344,8 @@ class Watch:
                 future._fail(error)
 
     def _cancel_unwanted(self, keys: Iterable[str]) -> None:
-        """Cancel those of our jobs that no future and no other task here waits for."""
-        unwanted: list[str] = []
+        """Let go of what no future and no other task here waits for; cancel it if it is ours."""
+        dropped: dict[str, Entry] = {}
         stack = list(keys)
         while stack:
             key = stack.pop()
@@ -350,9 +353,24 @@ class Watch:
             if entry is None or entry.futures or entry.children:
                 continue
             self._drop(key, entry)
+            dropped[key] = entry
             stack.extend(entry.parents)
-            if entry.ours and entry.standing.job_id is not None:
-                unwanted.append(entry.standing.job_id)
-                self._record_verdict(key, entry, Verdict(Outcome.CANCELLED, "it was cancelled"))
+        ours = {k: e for k, e in dropped.items() if e.ours and e.standing.job_id is not None}
+        unwanted: list[str] = []
+        for key in ours.keys() - self._wanted_by_others(ours):
+            unwanted.append(ours[key].standing.job_id or "")
+            self._record_verdict(key, ours[key], Verdict(Outcome.CANCELLED, "it was cancelled"))
         if unwanted:
             self.backend.cancel(unwanted)
+
+    def _wanted_by_others(self, ours: Mapping[str, Entry]) -> set[str]:
+        """Return which of our jobs other clients wait for, and those that these depend on."""
+        wanted: set[str] = set()
+        for run_id in {entry.standing.run_id for entry in ours.values()}:
+            wanted |= self.followers.wanted(run_id)
+        stack = list(wanted & ours.keys())
+        while stack:
+            above = (ours[stack.pop()].parents & ours.keys()) - wanted
+            wanted |= above
+            stack.extend(above)
+        return wanted

@@ -164,7 +164,8 @@ class LocalBackend:
         for record in (record for answer in answers for record in answer["jobs"]):
             # Of jobs of an earlier queue there will be no news.
             own = record[0].startswith(f"{connection.queue}-")
-            (self._known if own else others)[record[0]] = status_of(record)
+            # News that were read together with the answer may be younger than it, never older.
+            (self._known if own else others).setdefault(record[0], status_of(record))
         found = ((job_id, self._known.get(job_id) or others.get(job_id)) for job_id in job_ids)
         return {job_id: status for job_id, status in found if status is not None}
 
