@@ -2,8 +2,10 @@
 
 1. **Prune**, from the wanted results downwards: what the cache has needs not run, and neither
    does what only that needs.
-2. **Chain**: where a task's result is used by one task alone, which in turn needs nothing else
-   that is to run, the two become one job, and the result between them is never stored.
+2. **Chain**: where a task's result is used by one task alone, which in turn needs nothing else,
+   the two become one job, and the result between them is never stored. A task that joins results
+   begins a chain even if all but one of them are in the cache: else the result of the one branch
+   that ran again would be lost, and the branch run once more when another one changes.
 3. **Jobs**, parents first, each with the keys of the results that it loads.
 """
 
@@ -144,8 +146,8 @@ def chains(
     needs: dict[Hashable, list[str]] = {}
     for name in to_run:
         keys = dict.fromkeys(keyed[parent].key for parent in references(tasks[name].expression))
-        needs[name] = [key for key in keys if key in running]
-        for key in needs[name]:
+        needs[name] = list(keys)
+        for key in keys.keys() & running:
             uses.setdefault(key, []).append(name)
     kept = {keyed[name].key for name in wanted}
     heads: dict[str, list[Hashable]] = {}  # by the key of its last task
