@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import namedtuple
+from collections.abc import Iterator
 from typing import Any
 
 import dask
@@ -135,9 +136,46 @@ def test_persist_asks_for_chunks() -> None:
     assert (kept.compute(scheduler="sync") == array().compute(scheduler="sync") + 1).all()
 
 
-def test_a_bag_that_shuffles_on_disk_is_refused() -> None:
-    with pytest.raises(GraphError, match="shuffle='tasks'"):
-        ingested(bag().groupby(lambda x: x % 3, shuffle="disk"))
+@pytest.mark.parametrize("npartitions", [1, 3])
+@pytest.mark.parametrize("blocksize", [2, 2**20])
+def test_a_bag_that_shuffles_on_disk_passes_results_instead(
+    npartitions: int, blocksize: int
+) -> None:
+    numbers = db.from_sequence(range(20), npartitions=npartitions)
+    grouped = numbers.groupby(
+        lambda x: x % 3, shuffle="disk", npartitions=npartitions, blocksize=blocksize
+    ).map(sorted_group)
+    graph = ingested(grouped)
+    assert not any(str(name).startswith("('partd") for name in graph.tasks)
+    (groups,) = dask.compute(grouped, scheduler=get)
+    assert sorted(groups) == [(i, [x for x in range(20) if x % 3 == i]) for i in range(3)]
+
+
+def lines(text: str) -> Iterator[str]:
+    yield from text.split()
+
+
+def test_a_generator_runs_where_it_is_read() -> None:
+    made = delayed(lines)("a b c")
+    assert made.key not in ingested(delayed(list)(made), delayed(sorted)(made)).tasks
+    assert dask.compute(delayed(list)(made), delayed(sorted)(made), scheduler=get) == (
+        ["a", "b", "c"],
+        ["a", "b", "c"],
+    )
+
+
+def test_a_generator_that_is_wanted_stays_a_task() -> None:
+    made = delayed(lines)("a b c")
+    graph = ingested(made, delayed(list)(made))
+    assert made.key in graph.tasks
+    assert len(graph.tasks) == 2
+
+
+def test_calls_that_a_bag_takes_its_partitions_from_may_share_its_jobs() -> None:
+    made = delayed(lambda: (x for x in "abc"))()
+    graph = ingested(db.from_delayed([made]).map(str.upper))
+    assert all(task.fusable for task in graph.tasks.values())
+    assert not any(task.fusable for task in ingested(delayed(list)(made)).tasks.values())
 
 
 def test_finalize_runs_in_the_client() -> None:

@@ -20,6 +20,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.utils import ensure_dict
 
 from dask_batch.errors import GraphError
+from dask_batch.graph.dask_spec.layers import delayed_keys
 from dask_batch.graph.dask_spec.nodes import Block, expression
 from dask_batch.graph.dask_spec.shuffles import mend_expression
 from dask_batch.graph.writers import is_writer
@@ -46,12 +47,16 @@ class Delivery:
         Tasks that Dask added to put the chunks of a result together, by key; not in ``graph``.
     renamed
         Keys that were asked for under a name that they no longer have.
+    delayed
+        Tasks that are delayed calls, but for those that a bag takes its partitions from: they may
+        be iterators, which Dask, too, only hands on within a task.
     """
 
     graph: dict[Hashable, Any] = field(default_factory=dict)
     layers: dict[Hashable, Any] = field(default_factory=dict)
     finalizers: dict[Hashable, Any] = field(default_factory=dict)
     renamed: dict[Hashable, Hashable] = field(default_factory=dict)
+    delayed: set[Hashable] = field(default_factory=set)
 
 
 def deliver(dsk: Any) -> Delivery:
@@ -77,6 +82,7 @@ def _add(delivery: Delivery, part: Any) -> None:
         _add_expression(delivery, part)
     elif isinstance(part, HighLevelGraph):
         delivery.layers.update(part.layers)
+        delivery.delayed.update(delayed_keys(part.layers))
         delivery.graph.update(ensure_dict(part))
     elif isinstance(part, Mapping):
         delivery.graph.update(part)
@@ -107,6 +113,8 @@ def _add_layers(delivery: Delivery, operand: Any) -> None:
     delivery.finalizers.update(finalizers)
     keys += _written(graph)
     optimize = operand.low_level_optimizer
+    if getattr(optimize, "__module__", None) != "dask.bag.core":
+        delivery.delayed.update(delayed_keys(graph.layers))
     delivery.graph.update(ensure_dict(graph if optimize is None else optimize(graph, keys)))
 
 

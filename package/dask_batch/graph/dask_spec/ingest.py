@@ -7,6 +7,7 @@ is, so an alias or plain data can be put in the place of a reference to it at on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_task
 from dask_batch.errors import GraphError
 from dask_batch.graph.annotations import Annotations
 from dask_batch.graph.dask_spec.delivery import Delivery, deliver
-from dask_batch.graph.dask_spec.layers import annotated_keys, delayed_keys
+from dask_batch.graph.dask_spec.layers import annotated_keys
 from dask_batch.graph.dask_spec.nodes import Block, expression, substitute
 from dask_batch.graph.dask_spec.shuffles import mend_tasks
 from dask_batch.graph.writers import check_writers, writes
@@ -86,13 +87,13 @@ def ingest(
     """
     delivery = deliver(dsk)
     walk = _Walk(delivery)
+    walk.want(keys)
     wanted = walk.names(keys)
     said = Annotations(
         annotated_keys(delivery.layers), defaults=annotations or {}, rules=resource_rules or {}
     )
-    delayed = delayed_keys(delivery.layers)
     tasks = {
-        name: _task(name, body, said=said, fusable=name not in delayed)
+        name: _task(name, body, said=said, fusable=name not in delivery.delayed)
         for name, body in mend_tasks(walk.bodies).items()
     }
     check_writers(tasks.values())
@@ -151,6 +152,17 @@ class _Walk:
         self.finalizers: dict[Hashable, Expression] = {}
         self.literals: dict[Hashable, Any] = {}
         self._settled: dict[Hashable, Expression] = {}  # what a reference to a key stands for
+        self._wanted: set[Hashable] = set()
+
+    def want(self, keys: Any) -> None:
+        """Note which keys have to be results, whatever they are."""
+        for leaf in _leaves(keys):
+            key = self.delivery.renamed.get(leaf, leaf)
+            self._wanted.add(key)
+            finalizer = self.delivery.finalizers.get(key)
+            if finalizer is not None:
+                block = Block(key, self.delivery.layers)
+                self._wanted.update(references(expression(finalizer, block)))
 
     def names(self, keys: Any) -> Any:
         """Translate the structure of wanted keys, walking to each of them."""
@@ -210,11 +222,19 @@ class _Walk:
 
     def _settle(self, key: Hashable, body: Expression) -> None:
         body = substitute(body, self._settled_among(body))
-        if isinstance(body, (Call, Build, Let)):
+        if isinstance(body, (Call, Build, Let)) and not self._is_lazy(key, body):
             self.bodies[key] = body
             self._settled[key] = Ref(key)
         else:
-            self._settled[key] = body  # an alias, or plain data
+            self._settled[key] = body  # an alias, plain data, or what is to run where it is used
+
+    def _is_lazy(self, key: Hashable, body: Expression) -> bool:
+        """Whether a task makes a generator for others: it is no result, it works as it is read."""
+        return (
+            isinstance(body, Call)
+            and key not in self._wanted
+            and inspect.isgeneratorfunction(body.function)
+        )
 
     def _settled_among(self, body: Expression) -> dict[Hashable, Expression]:
         """Find the references that stand for something else than a task of the same name."""
