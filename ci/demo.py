@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "examples" / "quickstart.py"
 FOLDER = ROOT / ".cache" / "demo"
+RESULTS = 25
+"""Twelve samples, a measurement of each, and the summary."""
 
 
 def say(text: str) -> None:
@@ -52,7 +54,10 @@ def main() -> None:
     print(f"killed; {finished()} result(s) in the cache", flush=True)
 
     say("The jobs go on without it")
-    while (count := finished()) < 25:
+    deadline = time.monotonic() + 300
+    while (count := finished()) < RESULTS:
+        if time.monotonic() > deadline:
+            sys.exit(f"only {count} of {RESULTS} results after five minutes; logs: {FOLDER}")
         print(f"{count} result(s)", flush=True)
         time.sleep(1)
     print(f"{count} result(s)", flush=True)

@@ -113,3 +113,13 @@ def test_rules_by_prefix_lie_between() -> None:
 )
 def test_merge(parts: Any, merged: Any) -> None:
     assert merge(*parts) == merged
+
+
+def test_calls_in_a_list_keep_their_annotations_and_stay_single() -> None:
+    call = dask.delayed(abs)
+    with dask.annotate(resources={"memory_max": 3}):
+        annotated = call(call(1))
+    graph = ingested(call([annotated, call(2)]))
+    resources = sorted(map(str, said(graph, "resources")))
+    assert resources == ["None", "None", "{'memory_max': 3}", "{'memory_max': 3}"]
+    assert not any(task.fusable for task in graph.tasks.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 __all__ = ["annotated_keys", "delayed_keys"]
@@ -14,20 +14,29 @@ def annotated_keys(layers: Mapping[Hashable, Any]) -> dict[Hashable, dict[str, A
     for layer in layers.values():
         if layer.annotations:
             for key in layer.get_output_keys():
-                found[key] = {
-                    name: value(key) if callable(value) else value
-                    for name, value in layer.annotations.items()
-                }
+                found[key] = dict(_said(layer.annotations, key))
     return found
+
+
+def _said(annotations: Mapping[str, Any], key: Hashable) -> Iterator[tuple[str, Any]]:
+    for name, value in annotations.items():
+        said = value(key) if callable(value) else value
+        # Where Dask has made one layer of several, it marks what was not said of a task.
+        if type(said).__name__ != "_AnnotationsTombstone":
+            yield name, said
 
 
 def delayed_keys(layers: Mapping[Hashable, Any]) -> set[Hashable]:
     """Find the tasks that are delayed calls.
 
-    Each has a layer to itself, named by its key; the tasks of collections never do.
+    The layer of a delayed call is named by its key; the layers of collections never are. Calls
+    that it has among its arguments, in a list for instance, may lie in the same layer. They have
+    plain names, where the blocks of a collection have tuples.
     """
     return {
-        name
+        key
         for name, layer in layers.items()
-        if type(layer).__name__ == "MaterializedLayer" and len(layer) == 1 and name in layer
+        if type(layer).__name__ == "MaterializedLayer" and name in layer
+        for key in layer
+        if not isinstance(key, tuple)
     }
