@@ -14,7 +14,7 @@ import dask
 import pytest
 
 import dask_batch
-from bodies import add, gated, noted, open_gate, trace, traces
+from bodies import add, gated, noted, open_gate, traces
 from clients import poll
 from dask_batch import SingleNodeExecutor, SlurmClusterExecutor, cluster_get
 from dask_batch.errors import CancelledTaskError, ConfigurationError, ResourceError, TemplateError
@@ -345,7 +345,7 @@ def test_the_script_can_be_looked_at(kind: type, cache: Path) -> None:
 def test_an_unknown_resource_raises_at_submit(kind: type, cache: Path) -> None:
     mine = {"memroy_max": 1}
     with kind(cache_directory=cache) as executor:
-        with pytest.raises(ResourceError, match="memroy_max.*Did you mean 'memory_max'"):
+        with pytest.raises(ResourceError, match=r"memroy_max.*Did you mean 'memory_max'"):
             executor.submit(add, 1, 1, resource_dict=mine)
         with pytest.raises(ResourceError, match=r"cores=2.*2 MPI ranks.*threads_per_core=2"):
             executor.submit(add, 1, 1, resource_dict={"cores": 2})

@@ -120,8 +120,10 @@ def _from_record(end: Mapping[str, Any]) -> Verdict:
 
 
 def _how_it_died(status: JobStatus) -> str:
-    if status.signal:
-        return f"the job was killed by signal {status.signal}{_SIGNALS.get(status.signal, '')}"
+    # A job script's shell reports the signal that ended its command as 128 + its number.
+    signal = status.signal or (status.exit_code or 0) - _SHELL_SIGNAL
+    if status.signal or signal in _SIGNALS:
+        return f"the job was killed by signal {signal}{_SIGNALS.get(signal, '')}"
     if status.exit_code == 127:
         return "the job's command was not found (exit code 127)"
     if status.exit_code:
@@ -129,6 +131,7 @@ def _how_it_died(status: JobStatus) -> str:
     return "the job failed and left no record of why"
 
 
+_SHELL_SIGNAL = 128
 _SIGNALS = {
     4: " (SIGILL: an instruction that this processor does not know)",
     6: " (SIGABRT)",

@@ -31,8 +31,9 @@ _alive: dict[str, list[weakref.ref[type]]] = {}
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _PASSING = frozenset(
-    {"__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__", "_abc_impl"}
-)
+    {"__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__", "_abc_impl",
+     "__slotnames__"}
+)  # fmt: skip
 _PLAIN = frozenset({str, bytes, int, float, complex, bool, type(None)})
 _ENUM_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_", "_hashable_values_"})
 

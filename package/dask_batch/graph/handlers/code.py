@@ -38,6 +38,7 @@ _NOT_OF_CLASS: Final = _NOT_CODE | {
     "__annotations_cache__",
     "__dict__",
     "__module__",
+    "__slotnames__",  # remembered by copyreg once an instance has been pickled
     "__weakref__",
     "_abc_impl",
 }
@@ -164,7 +165,12 @@ def _class(obj: type, shaper: Shaper) -> Shape:
         return shaper.reference(obj.__module__, obj.__qualname__)
     if issubclass(obj, enum.Enum) and obj.__members__:
         return _enumeration(obj)
-    names = sorted(name for name in vars(obj) if _counts(name))
+    # Whoever asks a class without annotations for them leaves an empty dictionary behind.
+    names = sorted(
+        name
+        for name, value in vars(obj).items()
+        if _counts(name) and not (name == "__annotations__" and not value)
+    )
     return _class_of(obj, names, [])
 
 

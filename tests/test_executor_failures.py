@@ -1,0 +1,201 @@
+"""Calls that end badly: each ends its future, says what happened, and leaves no result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bodies import fail, kill_myself
+from dask_batch import SingleNodeExecutor, SlurmClusterExecutor
+from dask_batch.errors import (
+    DiedTaskError,
+    OutOfMemoryTaskError,
+    RemoteError,
+    RemoteTraceback,
+    TaskError,
+    TimeoutTaskError,
+    UnstorableResultError,
+)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(SingleNodeExecutor, id="local"),
+        pytest.param(SlurmClusterExecutor, id="slurm", marks=pytest.mark.slurm),
+    ]
+)
+def exe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    # Slurm is asked as often as it may be, so that the tests are quick.
+    pace = {"shortest_poll_s": 0.3, "failure_grace_s": 0.5, "output_grace_s": 0.5}
+    with request.param(cache_directory=tmp_path / "cache", **pace) as executor:
+        yield executor
+
+
+class TwoPartError(Exception):
+    """Its pickle calls it with one argument too few."""
+
+    def __init__(self, code: int, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+class UnpicklableError(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.handle = open(os.devnull)  # noqa: SIM115
+
+    def __str__(self) -> str:
+        return "it holds a file"
+
+
+class Custom(BaseException):
+    pass
+
+
+def raise_two_parts() -> None:
+    raise TwoPartError(7, "bad luck")
+
+
+def raise_unpicklable() -> None:
+    raise UnpicklableError("x")
+
+
+def raise_chained() -> None:
+    try:
+        {}["missing"]  # noqa: B018
+    except KeyError as error:
+        raise ValueError("no such setting") from error
+
+
+def raise_base(kind: str) -> None:
+    raise {"exit": SystemExit(3), "interrupt": KeyboardInterrupt("by hand"), "own": Custom(1)}[kind]
+
+
+def test_exceptions_come_back_as_they_were(exe: Any) -> None:
+    plain = exe.submit(fail, "of mine")
+    chained = exe.submit(raise_chained)
+    two = exe.submit(raise_two_parts)
+    unpicklable = exe.submit(raise_unpicklable)
+
+    error = plain.exception(120)
+    assert type(error) is LookupError
+    assert error.args == ("of mine",)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in fail" in str(error.__cause__)
+    assert plain.job_id in "".join(error.__notes__)
+
+    error = chained.exception(120)
+    assert type(error) is ValueError
+    assert "KeyError: 'missing'" in str(error.__cause__)
+
+    error = two.exception(120)
+    assert "7: bad luck" in str(error)
+    assert type(error) in (TwoPartError, RemoteError)
+    if isinstance(error, RemoteError):
+        assert error.type_name.endswith("TwoPartError")
+
+    error = unpicklable.exception(120)
+    assert isinstance(error, RemoteError)
+    assert "it holds a file" in str(error)
+    assert error.type_name.endswith("UnpicklableError")
+    # A failure is not kept as a result.
+    assert exe.get_cache_data() == []
+
+
+def test_base_exceptions_are_failures_like_others(exe: Any) -> None:
+    futures = {kind: exe.submit(raise_base, kind) for kind in ("exit", "interrupt", "own")}
+    errors = {kind: future.exception(120) for kind, future in futures.items()}
+    assert type(errors["exit"]) is SystemExit
+    assert errors["exit"].code == 3
+    assert type(errors["interrupt"]) is KeyboardInterrupt
+    assert type(errors["own"]) is Custom
+    assert exe.get_cache_data() == []
+
+
+def leave(code: int) -> None:
+    import sys
+
+    print("last words", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def test_a_process_that_dies_ends_its_future(exe: Any) -> None:
+    deaths = {
+        exe.submit(kill_myself, int(signal.SIGKILL)): "signal 9",
+        exe.submit(kill_myself, int(signal.SIGSEGV)): "signal 11",
+        exe.submit(leave, 3): "exit code 3",
+        exe.submit(leave, 0): "",
+    }
+    for future, words in deaths.items():
+        error = future.exception(120)
+        assert isinstance(error, TaskError), words
+        assert words in str(error)
+        assert error.job_id == future.job_id
+        assert error.key == future.key
+        assert error.advice
+        assert error.log is not None
+    assert all(isinstance(f.exception(), DiedTaskError) for f, words in deaths.items() if words)
+    assert any("last words" in f.exception().tail for f in deaths)
+    assert exe.get_cache_data() == []
+
+
+def test_a_result_that_cannot_be_stored_says_so(exe: Any) -> None:
+    def generator() -> Any:
+        return (i for i in range(3))
+
+    error = exe.submit(generator).exception(120)
+    assert isinstance(error, UnstorableResultError)
+    assert "generator" in str(error)
+
+
+def hog(size_bytes: int) -> int:
+    data = bytearray(size_bytes)
+    data[::4096] = b"x" * len(data[::4096])
+    time.sleep(60)
+    return len(data)
+
+
+def test_limits_end_a_job_with_a_verdict_of_their_own(tmp_path: Path) -> None:
+    with SingleNodeExecutor(cache_directory=tmp_path / "cache") as executor:
+        slow = executor.submit(time.sleep, 60, resource_dict={"run_time_max": 1})
+        large = executor.submit(hog, 400 << 20, resource_dict={"memory_max": 0.2})
+        error = slow.exception(60)
+        assert isinstance(error, TimeoutTaskError)
+        assert "run_time_max" in str(error)
+        error = large.exception(60)
+        assert isinstance(error, OutOfMemoryTaskError)
+        assert "memory_max" in str(error)
+
+
+def test_a_job_that_is_killed_from_outside_ends_its_future(tmp_path: Path) -> None:
+    def tell_and_wait(path: str) -> None:
+        with open(path + ".new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(path + ".new", path)
+        time.sleep(60)
+
+    with SingleNodeExecutor(cache_directory=tmp_path / "cache") as executor:
+        future = executor.submit(tell_and_wait, str(tmp_path / "pid"))
+        while not (tmp_path / "pid").exists():
+            assert not future.done()
+            time.sleep(0.02)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        error = future.exception(60)
+        assert isinstance(error, DiedTaskError)
+        assert "signal 9" in str(error)
+
+
+def test_errors_are_collected_in_the_users_own_file(tmp_path: Path) -> None:
+    log = tmp_path / "errors.log"
+    resources = {"error_log_file": str(log)}
+    with SingleNodeExecutor(cache_directory=tmp_path / "cache", resource_dict=resources) as exe:
+        futures = [exe.submit(fail, "first"), exe.submit(fail, "second")]
+    assert all(isinstance(future.exception(), LookupError) for future in futures)
+    assert {"LookupError: first", "LookupError: second"} <= set(log.read_text().splitlines())
