@@ -14,10 +14,20 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import IO, Any
 
-__all__ = ["File", "H5Dataset", "InputFile", "input_file", "named_files", "portable"]
+__all__ = [
+    "File",
+    "H5Dataset",
+    "InputFile",
+    "files_pickled",
+    "input_file",
+    "named_files",
+    "portable",
+]
 
 _ABSENT = -1
 _MOST_NAMES = 1_000
@@ -203,11 +213,28 @@ class File(os.PathLike[str]):
         return hash((self._path, self._digest))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        noticed = _noticed.get()
+        if noticed is not None:
+            noticed.add(self)
         return _file, (self._path, self._digest)
 
 
 def _file(path: str, digest: bool) -> File:
     return File(path, digest=digest)
+
+
+_noticed: ContextVar[set[File] | None] = ContextVar("noticed", default=None)
+
+
+@contextmanager
+def files_pickled() -> Iterator[set[File]]:
+    """Collect the files that are pickled meanwhile, however deep in an object they are."""
+    noticed: set[File] = set()
+    token = _noticed.set(noticed)
+    try:
+        yield noticed
+    finally:
+        _noticed.reset(token)
 
 
 class H5Dataset:

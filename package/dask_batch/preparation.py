@@ -28,6 +28,7 @@ from dask_batch.graph import plan
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.dask_spec import Graph
 from dask_batch.graph.keys import Keyed, Keys
+from dask_batch.hits import Hits
 from dask_batch.outside import Outside
 from dask_batch.spec import Call, Step, Task, references
 from dask_batch.surroundings import Surroundings
@@ -125,8 +126,11 @@ class Preparer:
         _warn_uncacheable([task], keyed)
         options = resources.task_options(asked)
         self._name(options, keyed[_CALL].key)
+        hits = Hits(self.cache)
         if options.refresh:
             self.cache.retire(keyed[_CALL].key)
+        elif hits.among((keyed[_CALL].key,)):
+            hits.warn_outdated({_CALL: task}, keyed)
         pack = _Pack(outside, keys.hasher, keyed, surroundings)
         return pack.job([task], self.call_resources(asked), wanted=True)
 
@@ -170,14 +174,16 @@ class Preparer:
         if refresh:
             for key in set(by_name.values()):
                 self.cache.retire(key)
+        hits = Hits(self.cache)
         planned = plan.plan(
             graph.tasks,
             keyed,
             graph.required,
-            self._present,
+            hits.among,
             fuse=self.options.fuse,
             equal=lambda one, other: resources.can_chain(needs.of(one), needs.of(other)),
         )
+        hits.warn_outdated(graph.tasks, keyed)
         plan.check_count(planned, self.options.max_jobs or self.backend.default_max_jobs)
         pack = _Pack(outside, keys.hasher, keyed, surroundings)
         wanted = {by_name[name] for name in graph.required}
@@ -200,9 +206,6 @@ class Preparer:
                 f"or arguments differ from those of this task ({key[:12]}). Take another name, or "
                 "leave it to the content."
             )
-
-    def _present(self, keys: Collection[str]) -> set[str]:
-        return {key for key in self.cache.present(keys) if self.cache.check(key)}
 
     def _keys(self, outside: Outside) -> Keys:
         return Keys(

@@ -13,6 +13,7 @@ from dask_batch.cache import dtypes
 from dask_batch.cache.hdf5 import Part
 from dask_batch.code import pickling
 from dask_batch.errors import SerializationError
+from dask_batch.inputs import InputFile, files_pickled
 
 __all__ = ["Serialised", "deserialise", "flat", "serialise"]
 
@@ -26,6 +27,8 @@ class Serialised:
     form: Mapping[str, Any]
     """How to put it together again: JSON, kept in the head."""
     parts: tuple[Part, ...]
+    files: frozenset[InputFile] = frozenset()
+    """What each :class:`~dask_batch.File` in it is now."""
 
 
 def serialise(value: Any) -> Serialised:
@@ -73,7 +76,8 @@ def _array(array: np.ndarray[Any, Any], described: Any, form: str) -> Serialised
 
 def _pickled(value: Any) -> Serialised:
     try:
-        pickled = pickling.dumps(value)
+        with files_pickled() as files:
+            pickled = pickling.dumps(value)
     except SerializationError:
         raise
     except Exception as cause:
@@ -83,7 +87,8 @@ def _pickled(value: Any) -> Serialised:
         ) from cause
     parts = [Part("pickle", memoryview(pickled.data), attributes={"protocol": 5})]
     parts += [Part(f"buffers/{i}", flat(b)) for i, b in enumerate(pickled.buffers)]
-    return Serialised({"form": "pickle"}, tuple(parts))
+    recorded = frozenset(file.record() for file in files)
+    return Serialised({"form": "pickle"}, tuple(parts), recorded)
 
 
 def flat(buffer: Any) -> memoryview:

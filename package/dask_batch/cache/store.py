@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,7 +118,7 @@ class Cache:
             Anything that can be pickled.
         attributes
             What to note about it: JSON, under names of lower-case letters, digits and ``_``.
-            The time, as ``created``, is added.
+            Added are the time, as ``created``, and what the files in it are now, as ``files``.
 
         Returns
         -------
@@ -134,8 +135,9 @@ class Cache:
         path = self.path_of(key)
         if os.path.lexists(path):
             return False
-        noted = _checked_attributes({"created": time.time(), **attributes})
         serialised = serialise(value)
+        files = {"files": [asdict(file) for file in serialised.files]} if serialised.files else {}
+        noted = _checked_attributes({"created": time.time(), **attributes, **files})
         content = {"key": key, "attributes": noted, "value": serialised.form}
         shown = {"format": "dask-batch result", "format_version": 1, "key": key, **noted}
 
@@ -171,16 +173,20 @@ class Cache:
             raise
 
     def check(self, key: str) -> bool:
-        """Tell whether a key has an entry that is whole.
+        """Tell whether a key has an entry that is whole: see :meth:`look`."""
+        return self.look(key) is not None
+
+    def look(self, key: str) -> dict[str, Any] | None:
+        """Return what was noted about an entry that is whole; None if there is none.
 
         The head and the size are verified, and up to 16 MiB all bytes. A damaged entry is set
         aside with a warning.
         """
         try:
-            with self._opened(key, whole_up_to=_CHECKED_WHOLE):
-                return True
+            with self._opened(key, whole_up_to=_CHECKED_WHOLE) as (_, head):
+                return dict(head.content["attributes"])
         except (MissingEntryError, DamagedEntryError):
-            return False
+            return None
 
     def attributes(self, key: str) -> dict[str, Any]:
         """Return what was noted when the entry of a key was published."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +49,19 @@ def library_changes(libraries: Mapping[str, str], key_versions: Granularity) -> 
 
 def _version(name: str) -> str | None:
     """Return the version of a distribution, or of a package that was installed without one."""
-    from importlib import metadata
+    from importlib import import_module, metadata
 
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        found = distribution(name)
-        return None if found is None else found[1]
+        pass
+    for module in dict.fromkeys((name, name.replace("-", "_"))):  # the name was normalised
+        with suppress(ImportError):
+            import_module(module)  # which may have its version as an attribute only
+            found = distribution(module)
+            if found is not None:
+                return found[1]
+    return None
 
 
 def file_changes(files: Iterable[Mapping[str, Any]]) -> str:

@@ -16,6 +16,7 @@ __all__ = ["Handler", "Shaper"]
 
 Handler: TypeAlias = Callable[[Any, "Shaper"], Shape]
 
+_OWN: Final = __name__.partition(".")[0]
 _LIBRARIES: Final = {
     "numpy": "arrays",
     "scipy": "sparse",
@@ -112,6 +113,8 @@ class Shaper:
         return known
 
     def _find_label(self, module: str) -> tuple[str, Facts]:
+        if module.partition(".")[0] == _OWN:
+            return "this package", Facts()  # a File is a File in every release
         found = distribution(module)
         if found is None:
             return code.PYTHON, Facts()
