@@ -188,12 +188,12 @@ def test_a_backend_of_later_says_what_to_use(name):
 def test_slurm_without_its_commands_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendUnavailableError, match="sbatch"):
-        open_backend("slurm", resolve(backend="slurm"))
+        open_backend("slurm")
 
 
 def test_max_workers_means_nothing_to_slurm():
     with pytest.raises(ConfigurationError, match="max_workers"):
-        open_backend("slurm", resolve(backend="slurm", max_workers=2))
+        open_backend("slurm", max_workers=2)
 
 
 def python(code: str, **environ: str) -> str:

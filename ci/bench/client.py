@@ -40,7 +40,7 @@ def graph(tasks: int) -> object:
 
 def seconds_per_task(tasks: int, folder: Path) -> float:
     options = resolve(backend="local", cache_directory=folder)
-    preparer = Preparer(Cache(folder), open_backend("local", options), options)
+    preparer = Preparer(Cache(folder), open_backend("local"), options)
     dsk, keys = capture([graph(tasks)])
     began = time.perf_counter()
     prepared = preparer.graph(

@@ -5,15 +5,29 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from dask_batch.cache.store import Cache
-    from dask_batch.engine import Engine
 
-__all__ = ["BatchFuture"]
+__all__ = ["BatchFuture", "Home"]
 
 _Base = concurrent.futures.Future
+
+
+class Home(Protocol):
+    """Whom a future belongs to: what follows its job. In practice an engine."""
+
+    cache: Cache
+
+    def forget(self, future: BatchFuture) -> None:
+        """Stop waiting for a future that its caller has cancelled."""
+
+    def job_id(self, key: str) -> str | None:
+        """Return the id of the job of a key."""
+
+    def log_stem(self, key: str) -> Path | None:
+        """Return where the logs of a key are, without their suffix."""
 
 
 class _Unread:
@@ -40,16 +54,16 @@ class BatchFuture(_Base[Any]):
         Whether the key is good for this run alone.
     """
 
-    def __init__(self, engine: Engine | None = None, key: str = "") -> None:
+    def __init__(self, home: Home | None = None, key: str = "") -> None:
         super().__init__()
         self.key = key
         self.ephemeral = False
-        self._engine = engine
+        self._home = home
 
     @property
     def cache(self) -> Cache | None:
         """The cache in which its result will be."""
-        return self._engine.cache if self._engine is not None else None
+        return self._home.cache if self._home is not None else None
 
     # ---- what the engine does to it ----------------------------------------------------------
 
@@ -89,8 +103,8 @@ class BatchFuture(_Base[Any]):
     def cancel(self) -> bool:
         """Cancel the task if it has not started. The job ends when nobody else wants it."""
         cancelled = super().cancel()
-        if cancelled and self._engine is not None:
-            self._engine.forget(self)
+        if cancelled and self._home is not None:
+            self._home.forget(self)
         return cancelled
 
     def result(self, timeout: float | None = None) -> Any:
@@ -107,7 +121,7 @@ class BatchFuture(_Base[Any]):
     @property
     def job_id(self) -> str | None:
         """The id of its job at the batch system; None before that is known or if there is none."""
-        return self._engine.job_id(self.key) if self._engine is not None else None
+        return self._home.job_id(self.key) if self._home is not None else None
 
     def stdout(self) -> str:
         """Return what the job has printed so far; empty if it has not begun."""
@@ -118,7 +132,7 @@ class BatchFuture(_Base[Any]):
         return self._log("err")
 
     def _log(self, suffix: str) -> str:
-        stem: Path | None = self._engine.log_stem(self.key) if self._engine is not None else None
+        stem: Path | None = self._home.log_stem(self.key) if self._home is not None else None
         if stem is None:
             return ""
         try:

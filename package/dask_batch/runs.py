@@ -12,7 +12,7 @@ from dask_batch.backends.base import Backend, JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Run
 from dask_batch.cache.store import Cache
-from dask_batch.config import Options, resolve
+from dask_batch.config import resolve
 from dask_batch.errors import BackendError, ConfigurationError, MissingEntryError
 
 __all__ = ["CacheEntry", "RunStatus", "cancel", "explain", "get_cache_data", "status"]
@@ -136,7 +136,7 @@ def status(cache_directory: str | Path | None = None) -> list[RunStatus]:
     """
     options = resolve(cache_directory=cache_directory)
     cache = Cache(options.cache_directory, create=False)
-    look = _Look(cache, options)
+    look = _Look(cache)
     try:
         return [look.status(run) for run in look.runs()]
     finally:
@@ -165,7 +165,7 @@ def cancel(
     """
     options = resolve(cache_directory=cache_directory)
     cache = Cache(options.cache_directory, create=False)
-    look = _Look(cache, options)
+    look = _Look(cache)
     try:
         runs = [each for each in look.runs() if run in (None, each.id)]
         if run is not None and not runs:
@@ -178,10 +178,9 @@ def cancel(
 class _Look:
     """Looks at the runs of a cache, with one backend of each kind."""
 
-    def __init__(self, cache: Cache, options: Options) -> None:
+    def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.claims = Claims(cache)
-        self._options = options
         self._backends: dict[str, Backend | None] = {}
 
     def runs(self) -> list[Run]:
@@ -252,7 +251,7 @@ class _Look:
     def _backend(self, run: Run) -> Backend | None:
         if run.backend not in self._backends:
             try:
-                self._backends[run.backend] = open_backend(run.backend, self._options)
+                self._backends[run.backend] = open_backend(run.backend)
             except BackendError:
                 self._backends[run.backend] = None
         return self._backends[run.backend]

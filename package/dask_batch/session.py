@@ -33,7 +33,7 @@ __all__ = ["Session", "open_session"]
 def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
     cache = Cache(options.cache_directory)
-    return Session(cache, open_backend(options.backend, options), options)
+    return Session(cache, open_backend(options.backend, max_workers=options.max_workers), options)
 
 
 class Session:
@@ -51,9 +51,7 @@ class Session:
         self.cache = cache
         self.backend = backend
         self.options = options
-        standings = Standings(
-            cache, Claims(cache), backend, functools.partial(open_backend, options=options)
-        )
+        standings = Standings(cache, Claims(cache), backend, open_backend)
         common = {
             "python": list(sys.version_info[:2]),
             "key_versions": options.key_versions,

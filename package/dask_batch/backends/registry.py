@@ -7,29 +7,26 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from dask_batch.backends.base import Backend
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
-
-if TYPE_CHECKING:
-    from dask_batch.config import Options
 
 __all__ = ["choose_backend", "open_backend"]
 
 logger = logging.getLogger(__name__)
 
 
-def _local(options: Options) -> Backend:
+def _local(max_workers: int | None) -> Backend:
     from dask_batch.backends.local.backend import LocalBackend
 
-    return LocalBackend(max_workers=options.max_workers)
+    return LocalBackend(max_workers=max_workers)
 
 
-def _slurm(options: Options) -> Backend:
+def _slurm(max_workers: int | None) -> Backend:
     from dask_batch.backends.slurm.backend import SlurmBackend
 
-    if options.max_workers is not None:
+    if max_workers is not None:
         raise ConfigurationError(
             "max_workers is an option of the local queue; on a cluster the scheduler decides how "
             "many jobs run at a time"
@@ -37,7 +34,7 @@ def _slurm(options: Options) -> Backend:
     return SlurmBackend()
 
 
-_BACKENDS: Final[Mapping[str, Callable[[Options], Backend]]] = {"local": _local, "slurm": _slurm}
+_BACKENDS: Final[Mapping[str, Callable[[int | None], Backend]]] = {"local": _local, "slurm": _slurm}
 _LATER: Final = ("flux", "flux-step", "slurm-step")
 _said: set[str] = set()
 
@@ -88,12 +85,19 @@ def _say(message: str) -> None:
         logger.info(message)
 
 
-def open_backend(name: str, options: Options) -> Backend:
+def open_backend(name: str, *, max_workers: int | None = None) -> Backend:
     """Return the backend of that name, ready for use.
+
+    Parameters
+    ----------
+    name
+        As in ``backend=``.
+    max_workers
+        How many of the jobs handed to it may run at a time.
 
     Raises
     ------
     ConfigurationError, BackendUnavailableError
         As :func:`choose_backend`; or its batch system is not on this machine.
     """
-    return _BACKENDS[choose_backend(name)](options)
+    return _BACKENDS[choose_backend(name)](max_workers)
