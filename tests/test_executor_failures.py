@@ -69,7 +69,7 @@ def raise_unpicklable() -> None:
 
 def raise_chained() -> None:
     try:
-        {}["missing"]  # noqa: B018
+        {}["missing"]
     except KeyError as error:
         raise ValueError("no such setting") from error
 

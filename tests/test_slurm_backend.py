@@ -282,7 +282,6 @@ def test_a_refusal_leaves_nothing_running(cluster, slurm):
 @pytest.mark.parametrize(
     ("resources", "error", "named"),
     [
-        ({"partition": "nosuch"}, ResourceError, "nosuch.*debug"),
         ({"memory_max": 5000}, ResourceError, "memory_max"),
         ({"num_nodes": 1000}, ResourceError, "num_nodes"),
         ({"cores": 1000}, ResourceError, "cores"),

@@ -17,7 +17,7 @@ __all__ = ["refuse_what_cannot_be"]
 
 
 def refuse_what_cannot_be(resources: Mapping[str, Any], nodes: Sequence[NodeKind]) -> None:
-    """Refuse a partition that is not there, and requests larger than any node of it.
+    """Refuse requests larger than any node of the partition.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def refuse_what_cannot_be(resources: Mapping[str, Any], nodes: Sequence[NodeKind
         In normal form. A partition may be several, with commas; without one any may be meant (the
         default one, or one that the user's template names).
     nodes
-        What ``sinfo`` lists; nothing can be refused if that is nothing.
+        What ``sinfo`` lists; nothing can be refused of a partition that is not among them.
 
     Raises
     ------
@@ -35,12 +35,8 @@ def refuse_what_cannot_be(resources: Mapping[str, Any], nodes: Sequence[NodeKind
     if not nodes:
         return
     asked = set(str(resources.get("partition") or "").split(",")) - {""}
-    known = {node.partition for node in nodes}
-    if asked - known:
-        raise ResourceError(
-            f"resource 'partition': there is no partition {', '.join(sorted(asked - known))!r}. "
-            f"There are: {', '.join(sorted(known))}."
-        )
+    if asked - {node.partition for node in nodes}:
+        return  # hidden, or not there: sbatch knows, and its words are what users look up
     usable = [node for node in nodes if not asked or node.partition in asked]
     where = f"partition {', '.join(sorted(asked))}" if asked else "any partition"
     for name, asked_for, unit, most in _comparisons(resources, usable):
