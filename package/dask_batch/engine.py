@@ -11,10 +11,12 @@ Whatever goes wrong in this thread reaches the futures: an engine never falls si
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,16 @@ class Request:
     gather: bool = False
 
 
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _hand_over_the_rest() -> None:
+    """Hand over what was asked for in the last moments of a script that just ends."""
+    for engine in list(_engines):
+        engine.flush()
+
+
 class Engine:
     """Runs prepared jobs on one backend, for one cache.
 
@@ -83,6 +95,7 @@ class Engine:
         self._busy = False
         self._closing = False
         self._thread: threading.Thread | None = None
+        _engines.add(self)
 
     # ---- for any thread --------------------------------------------------------------------
 

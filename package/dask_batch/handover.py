@@ -115,11 +115,15 @@ class HandOver:
                 return Handed(plan.under_way)
             run = self._run(plan.needed)
             self.claims.begin(run)
-            other = self._claim(run, plan)
-            if other is None:
-                return self._submit(run, plan)
-            # Nobody must take our claims for live ones while we wait for the other run.
-            self.claims.record(run.id, {"event": "aborted", "reason": f"{other.run.id} was first"})
+            try:
+                other = self._claim(run, plan)
+                if other is None:
+                    return self._submit(run, plan)
+            except BaseException:
+                # Nobody must take the claims for live ones, as long as this process is.
+                self._abort(run, "it could not be handed over")
+                raise
+            self._abort(run, f"run {other.run.id} was first")
             self.standings.settled(other.run)
 
     # ---- what has to run -------------------------------------------------------------------
@@ -215,13 +219,13 @@ class HandOver:
 
         try:
             self.backend.submit(jobs, accepted)
+            self.claims.record(run.id, {"event": "accepted"})
+            self.backend.release([ids[job.name] for job in jobs if not job.parents])
         except BaseException as error:
             self._take_back(run, list(ids.values()))
             if isinstance(error, SubmissionError):
                 error.key = names.get(error.job_name, "")
             raise
-        self.claims.record(run.id, {"event": "accepted"})
-        self.backend.release([ids[job.name] for job in jobs if not job.parents])
         self.claims.record(run.id, {"event": "released"})
         under_way = dict(plan.under_way)
         for index, (name, key) in enumerate(run.jobs):
@@ -241,7 +245,12 @@ class HandOver:
         try:
             self.backend.cancel(ids)
         finally:
-            self.claims.record(run.id, {"event": "aborted", "reason": "it could not be submitted"})
+            self._abort(run, "it could not be submitted")
+
+    def _abort(self, run: Run, reason: str) -> None:
+        """Give up the claims of a run."""
+        if not self.claims.log(run.id).aborted:
+            self.claims.record(run.id, {"event": "aborted", "reason": reason})
 
     def _define(self, run: Run, plan: _Plan) -> Path:
         """Write the task definitions."""

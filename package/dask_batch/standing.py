@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dask_batch.backends.base import Backend, JobState, JobStatus
+from dask_batch.backends.base import Backend, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Owner, Run, RunLog
 from dask_batch.cache.store import Cache
@@ -180,9 +180,6 @@ class Standings:
                 job_id = ids.get(claim.job_name)
                 state = states.get(job_id) if job_id is not None else None
                 if self._lives(claim, state):
-                    if state is not None and state.state is JobState.HELD:
-                        # Its client died between two calls that let it go.
-                        backend.release([state.job_id])
                     alive[claim.key] = self.standing(claim, job_id)
         return alive
 
