@@ -8,6 +8,7 @@ from the cache.
 from __future__ import annotations
 
 import concurrent.futures
+from types import FunctionType, NoneType
 from typing import Any
 
 from dask_batch.cache.store import Cache
@@ -16,11 +17,19 @@ from dask_batch.code.pickling import Pickled
 from dask_batch.future import BatchFuture
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.keys import Referenced
+from dask_batch.spec import Build, Call, Let, Ref, Step
 
 __all__ = ["LARGE_BYTES", "NotYet", "Outside", "ParentFailed"]
 
 LARGE_BYTES = 1 << 20
 """An array or a string of bytes at least this large becomes an entry of its own."""
+
+
+_INSIDE = frozenset(
+    {NoneType, bool, int, float, str, tuple, list, dict, set, frozenset, type, FunctionType}
+    | {Ref, Call, Build, Let, Step}
+)
+"""Types of what never stays outside by itself: asked for each object there is, this is quick."""
 
 
 class NotYet(BaseException):
@@ -93,6 +102,8 @@ class Outside:
         self._referenced = set()
 
         def persistent_id(part: Any) -> tuple[str, str] | None:
+            if type(part) in _INSIDE:
+                return None
             known = self._keys.get(id(part))
             if known is None:
                 if _plain_size(part) < LARGE_BYTES:

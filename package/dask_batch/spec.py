@@ -29,12 +29,18 @@ __all__ = [
 
 Expression: TypeAlias = Any
 
+# Each record says itself how it is pickled: a graph has many of them, and what dataclasses do for
+# frozen ones with slots is slow.
+
 
 @dataclass(frozen=True, slots=True)
 class Ref:
     """The result of another task, by its name (in Dask's words: its key)."""
 
     name: Hashable
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ref, (self.name,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,9 @@ class Call:
     args: tuple[Expression, ...] = ()
     kwargs: Mapping[str, Expression] = field(default_factory=dict)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Call, (self.function, self.args, self.kwargs)
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -52,6 +61,9 @@ class Build:
 
     kind: type
     items: tuple[Expression, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Build, (self.kind, self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +83,16 @@ class Let:
 
     Tasks that Dask has fused arrive in this shape. The names are local, each bound once: a
     :class:`Ref` inside to a name that is not bound here, or not yet, means the graph outside.
-    ``origins`` gives, for each binding, the task that it was (None: a mere part of a task).
+    ``origins`` gives, for each binding, the task that it was (None: a mere part of a task); they
+    matter to keys alone, and do not travel to jobs.
     """
 
     bindings: tuple[tuple[Hashable, Expression], ...]
     result: Expression
     origins: tuple[Origin | None, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Let, (self.bindings, self.result)
 
 
 @dataclass(slots=True)
@@ -122,6 +138,9 @@ class Step:
     name: Hashable
     expression: Expression
     inputs: Mapping[Hashable, str]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Step, (self.name, self.expression, self.inputs)
 
 
 def references(expression: Expression) -> Iterator[Hashable]:

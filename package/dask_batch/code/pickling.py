@@ -38,6 +38,7 @@ from dask_batch.code.origin import travels_by_value
 from dask_batch.code.session import session
 from dask_batch.errors import SerializationError
 from dask_batch.inputs import portable
+from dask_batch.spec import Build, Call, Let, Ref, Step
 
 if TYPE_CHECKING:
     from dask_batch.code.reducers import Reducers
@@ -135,6 +136,10 @@ def loads(
         return _ReferringUnpickler(io.BytesIO(data), buffers, persistent_load).load()
 
 
+_SAY_HOW = frozenset({Ref, Call, Build, Let, Step})
+"""What tasks are made of, and there is much of it."""
+
+
 class _Pickler(pickle.Pickler):
     """Asks, for whatever pickle has no built-in way for, whether it is the user's."""
 
@@ -163,6 +168,8 @@ class _Pickler(pickle.Pickler):
 
     def _instance(self, obj: Any, kind: type) -> Any:
         """Reduce what is neither function, class nor module, where pickle would not do."""
+        if kind in _SAY_HOW:
+            return NotImplemented
         reducer = REDUCERS.get(kind)
         if reducer is not None:
             return reducer(obj)

@@ -115,7 +115,20 @@ def _add_layers(delivery: Delivery, operand: Any) -> None:
     optimize = operand.low_level_optimizer
     if getattr(optimize, "__module__", None) != "dask.bag.core":
         delivery.delayed.update(delayed_keys(graph.layers))
-    delivery.graph.update(ensure_dict(graph if optimize is None else optimize(graph, keys)))
+    if optimize is not None and not _only_culls(optimize):
+        graph = optimize(graph, keys)
+    delivery.graph.update(ensure_dict(graph))
+
+
+def _only_culls(optimize: Callable[..., Any]) -> bool:
+    """Whether an optimiser does nothing but leave out tasks, which the walk does anyway.
+
+    That of delayed calls takes a time that is quadratic in their number.
+    """
+    name = getattr(optimize, "__module__", None), getattr(optimize, "__name__", None)
+    return name == ("dask.delayed", "optimize") and not dask.config.get(
+        "optimization.fuse.delayed", False
+    )
 
 
 def _finalize_functions(operand: Any) -> list[Callable[..., Any]]:

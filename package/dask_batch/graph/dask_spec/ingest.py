@@ -103,8 +103,7 @@ def ingest(
         for name in (references(walk.finalizers[leaf]) if leaf in walk.finalizers else (leaf,))
         if name in tasks
     )
-    original = {**delivery.graph, **delivery.finalizers}
-    return Graph(tasks, wanted, walk.finalizers, walk.literals, original, tuple(required))
+    return Graph(tasks, wanted, walk.finalizers, walk.literals, walk.met(), tuple(required))
 
 
 def values(graph: Graph, results: Mapping[Hashable, Any]) -> Any:
@@ -181,6 +180,11 @@ class _Walk:
         self.literals[key] = settled
         return key
 
+    def met(self) -> dict[Hashable, Any]:
+        """Return that part of Dask's graph that is needed."""
+        finalizers = {key: self.delivery.finalizers[key] for key in self.finalizers}
+        return {**{key: self.delivery.graph[key] for key in self._settled}, **finalizers}
+
     def _finalize(self, key: Hashable) -> None:
         body = expression(self.delivery.finalizers[key], Block(key, self.delivery.layers))
         for name in references(body):
@@ -188,21 +192,23 @@ class _Walk:
         self.finalizers[key] = substitute(body, self._settled_among(body))
 
     def _visit(self, root: Hashable) -> None:
-        # A stack of the way down: each entry a key, its body, and what is still to be looked at.
-        way: dict[Hashable, tuple[Expression, Iterator[Hashable]]] = {}
-        if root not in self._settled:
-            way[root] = self._open(root)
+        if root in self._settled:
+            return
+        # The way down: of each key its body, and what is still to be looked at.
+        way = [(root, *self._open(root))]
+        on_way = {root}
         while way:
-            key = next(reversed(way))
-            body, todo = way[key]
+            key, body, todo = way[-1]
             for name in todo:
-                if name in way:
-                    raise _cycle([*_since(way, name), name])
+                if name in on_way:
+                    raise _cycle([*_since([step[0] for step in way], name), name])
                 if name not in self._settled:
-                    way[name] = self._open(name, key)
+                    way.append((name, *self._open(name, key)))
+                    on_way.add(name)
                     break
             else:
-                del way[key]
+                way.pop()
+                on_way.remove(key)
                 self._settle(key, body)
 
     def _open(
@@ -252,9 +258,8 @@ def _from_legacy(key: Hashable, value: Any, graph: Mapping[Hashable, Any]) -> An
     return node if isinstance(node, (GraphNode, Alias)) else DataNode(key, node)
 
 
-def _since(way: Mapping[Hashable, Any], name: Hashable) -> list[Hashable]:
-    keys = list(way)
-    return keys[keys.index(name) :]
+def _since(way: list[Hashable], name: Hashable) -> list[Hashable]:
+    return way[way.index(name) :]
 
 
 def _cycle(keys: list[Hashable]) -> GraphError:
