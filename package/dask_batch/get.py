@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 FOREIGN_OPTIONS = frozenset(
     {
-        "cache", "callbacks", "chunksize", "dumps", "func_dumps", "func_loads", "get_id",
+        "cache", "callbacks", "chunksize", "dumps", "flush", "func_dumps", "func_loads", "get_id",
         "initializer", "loads", "num_workers", "optimize_graph", "pack_exception", "pool",
         "raise_exception", "rerun_exceptions_locally", "submit", "traverse",
     }
 )  # fmt: skip
-"""What callers pass to Dask's own schedulers: accepted, and without a meaning here."""
+"""What callers (xarray: ``flush``) pass to Dask's schedulers: accepted, without a meaning here."""
 
 
 def cluster_get(

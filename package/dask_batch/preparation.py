@@ -28,7 +28,9 @@ from dask_batch.graph import plan
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.dask_spec import Graph
 from dask_batch.graph.keys import Keyed, Keys
+from dask_batch.graph.writers import after_writing
 from dask_batch.hits import Hits
+from dask_batch.inputs import InputFile
 from dask_batch.outside import Outside
 from dask_batch.spec import Call, Step, Task, references
 from dask_batch.surroundings import Surroundings
@@ -185,7 +187,8 @@ class Preparer:
         )
         hits.warn_outdated(graph.tasks, keyed)
         plan.check_count(planned, self.options.max_jobs or self.backend.default_max_jobs)
-        pack = _Pack(outside, keys.hasher, keyed, surroundings)
+        written = after_writing(graph.tasks)
+        pack = _Pack(outside, keys.hasher, keyed, surroundings, written)
         wanted = {by_name[name] for name in graph.required}
         jobs = []
         for job in planned:
@@ -250,6 +253,8 @@ class _Pack:
     hasher: ContentHasher
     keyed: Mapping[Hashable, Keyed]
     surroundings: Surroundings
+    written: Collection[Hashable] = ()
+    """Names of tasks that write, or come after one that does."""
 
     def job(self, tasks: Sequence[Task], normal: Mapping[str, Any], *, wanted: bool) -> PreparedJob:
         """Pickle a chain of tasks, and say what its job needs."""
@@ -266,7 +271,7 @@ class _Pack:
             resources=normal,
             header={
                 "libraries": dict(sorted(_union(member.libraries for member in members))),
-                "files": [asdict(file) for file in _union(member.inputs for member in members)],
+                "files": [asdict(file) for file in self._read(tasks)],
                 "cpus": normal["cores"] * normal["threads_per_core"],
                 "error_log_file": _absolute(normal["error_log_file"]),
                 "attributes": _attributes(tasks[-1], members[-1], function, normal),
@@ -275,6 +280,10 @@ class _Pack:
             preload=tuple(sorted(_union(member.preload for member in members))),
             wanted=wanted,
         )
+
+    def _read(self, tasks: Sequence[Task]) -> set[InputFile]:
+        """Return the files that tasks read: not what they write, or see after it was written."""
+        return _union(self.keyed[t.name].inputs for t in tasks if t.name not in self.written)
 
     def _surroundings(self, cwd: str | None) -> Surroundings:
         if cwd is None:
@@ -355,8 +364,17 @@ def name_of(function: Any) -> str:
 
 
 def _warn_uncacheable(tasks: Iterable[Task], keyed: Mapping[Hashable, Keyed]) -> None:
-    """Say once for a hand-over which tasks cannot be found again, and why."""
-    culprits = [(task, keyed[task.name].problems) for task in tasks if keyed[task.name].problems]
+    """Say once for a hand-over which tasks cannot be found again, and why.
+
+    A writer runs each time anyhow, and so does what comes after it.
+    """
+    culprits = [
+        (task, keyed[task.name].problems)
+        for task in tasks
+        if keyed[task.name].problems
+        and not task.writes
+        and not any(keyed[name].ephemeral for name in references(task.expression))
+    ]
     if culprits:
         task, problems = culprits[0]
         more = f" (and {len(culprits) - 1} more task(s))" if len(culprits) > 1 else ""

@@ -19,6 +19,7 @@ from dask_batch.errors import ConfigurationError, SerializationError
 from dask_batch.failures import dependency_failure
 from dask_batch.future import BatchFuture
 from dask_batch.graph.dask_spec import ingest
+from dask_batch.graph.writers import let_go
 from dask_batch.graphrun import GraphRun
 from dask_batch.handover import HandOver
 from dask_batch.outside import NotYet, ParentFailed
@@ -182,6 +183,7 @@ class Session:
             annotations={**said, "resources": {**asked, **(said.get("resources") or {})}},
             resource_rules=self.options.resource_rules,
         )
+        let_go(graph.tasks.values())
         try:
             prepared = self._preparer.graph(graph, self.surroundings(), refresh=refresh)
         except NotYet as not_yet:

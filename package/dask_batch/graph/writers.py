@@ -7,14 +7,14 @@ on every compute. Writers are known by their functions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
 from dask_batch.errors import GraphError
-from dask_batch.spec import Build, Call, Expression, Let, Task
+from dask_batch.spec import Build, Call, Expression, Let, Task, references
 
-__all__ = ["check_writers", "is_writer", "writes"]
+__all__ = ["after_writing", "check_writers", "is_writer", "let_go", "writes"]
 
 _STORE: Final = ("dask.array.core", "load_store_chunk")
 _WRITERS: Final = frozenset(
@@ -32,6 +32,7 @@ _WRITERS: Final = frozenset(
         ("numpy", "save"),
     }
 )
+_APPLY: Final = ("dask.utils", "apply")
 _SHARED_FILE: Final = frozenset({"NetCDF4ArrayWrapper", "H5NetCDFArrayWrapper"})
 _CLIENT_MEMORY: Final = frozenset({"MemoryStore", "GpuMemoryStore", "ScipyArrayWrapper"})
 
@@ -52,7 +53,13 @@ def is_writer(function: Any) -> bool:
 
 def writes(body: Expression) -> bool:
     """Whether an expression calls a writer."""
-    return any(is_writer(call.function) for call in _calls(body))
+    return any(_writes(call) for call in _calls(body))
+
+
+def _writes(call: Call) -> bool:
+    if _identity(call.function) == _APPLY and call.args:
+        return is_writer(call.args[0])
+    return is_writer(call.function)
 
 
 def _calls(body: Expression) -> Iterator[Call]:
@@ -78,15 +85,10 @@ def check_writers(tasks: Iterable[Task]) -> None:
         It names the task and says what to do instead.
     """
     shared: dict[str, list[Task]] = defaultdict(list)
-    for task in tasks:
-        if not task.writes:
-            continue
-        for call in _calls(task.expression):
-            if _identity(call.function) == _STORE:
-                target = call.args[1] if len(call.args) > 1 else call.kwargs.get("out")
-                _check_target(task, target)
-                if type(target).__name__ in _SHARED_FILE:
-                    shared[_file_of(target)].append(task)
+    for task, target in _targets(tasks):
+        _check_target(task, target)
+        if type(target).__name__ in _SHARED_FILE:
+            shared[_file_of(target)].append(task)
     for file, writers in shared.items():
         if len(writers) > 1:
             raise GraphError(
@@ -95,6 +97,43 @@ def check_writers(tasks: Iterable[Task]) -> None:
                 f"for each part (xarray.save_mfdataset with one chunk in each), or compute first "
                 f"and write the result here"
             )
+
+
+def _targets(tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
+    """Yield what arrays are stored into, with the tasks that do so."""
+    for task in tasks:
+        if not task.writes:
+            continue
+        for call in _calls(task.expression):
+            if _identity(call.function) == _STORE:
+                yield task, call.args[1] if len(call.args) > 1 else call.kwargs.get("out")
+
+
+def after_writing(tasks: Mapping[Hashable, Task]) -> set[Hashable]:
+    """Return the names of the tasks that write, and of those that come after one that does.
+
+    Parameters
+    ----------
+    tasks
+        A graph, each task after those it refers to.
+    """
+    found: set[Hashable] = set()
+    for name, task in tasks.items():
+        if task.writes or not found.isdisjoint(references(task.expression)):
+            found.add(name)
+    return found
+
+
+def let_go(tasks: Iterable[Task]) -> None:
+    """Close the netCDF files that xarray has begun here and that jobs are to go on with.
+
+    HDF5 lets one process at a time write. xarray opens a file again where it needs it, and with
+    ``autoclose`` (as it does itself under ``dask.distributed``) the job closes what it has written.
+    """
+    for _, target in _targets(tasks):
+        if type(target).__name__ in _SHARED_FILE:
+            target.datastore.autoclose = True
+            target.datastore.close()
 
 
 def _check_target(task: Task, target: Any) -> None:

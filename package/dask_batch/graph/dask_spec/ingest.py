@@ -19,6 +19,7 @@ from dask_batch.graph.annotations import Annotations
 from dask_batch.graph.dask_spec.delivery import Delivery, deliver
 from dask_batch.graph.dask_spec.layers import annotated_keys
 from dask_batch.graph.dask_spec.nodes import Block, expression, substitute
+from dask_batch.graph.dask_spec.separation import separate_writers
 from dask_batch.graph.dask_spec.shuffles import mend_tasks
 from dask_batch.graph.writers import check_writers, writes
 from dask_batch.spec import Build, Call, Expression, Let, Ref, Task, evaluate, references
@@ -92,10 +93,10 @@ def ingest(
     said = Annotations(
         annotated_keys(delivery.layers), defaults=annotations or {}, rules=resource_rules or {}
     )
-    tasks = {
-        name: _task(name, body, said=said, fusable=name not in delivery.delayed)
+    tasks = separate_writers(
+        _task(name, body, said=said, fusable=name not in delivery.delayed)
         for name, body in mend_tasks(walk.bodies).items()
-    }
+    )
     check_writers(tasks.values())
     required = dict.fromkeys(
         name
