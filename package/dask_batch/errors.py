@@ -35,7 +35,10 @@ its remote traceback as ``__cause__`` (:class:`RemoteTraceback`) and notes that 
 from __future__ import annotations
 
 import subprocess
+import sys
+import warnings
 from pathlib import Path
+from types import FrameType
 
 __all__ = [
     "BackendError",
@@ -67,6 +70,7 @@ __all__ = [
     "TooManyJobsError",
     "UncacheableWarning",
     "UnstorableResultError",
+    "warn",
 ]
 
 
@@ -335,6 +339,19 @@ class UncacheableWarning(UserWarning):
 
 class OutdatedInputWarning(UserWarning):
     """A result was found whose argument names a file that is newer than it."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn, and point at the line of the user's that led here."""
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in ("dask_batch", "dask"):
+            break
+        level += 1
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 class RemoteTraceback(Exception):

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from dask_batch.cache.store import Cache
-from dask_batch.errors import OutdatedInputWarning
+from dask_batch.errors import OutdatedInputWarning, warn
 from dask_batch.graph.keys import Keyed
 from dask_batch.inputs import named_files
 from dask_batch.job.checks import file_changes
@@ -79,12 +78,11 @@ class Hits:
 
 
 def _warn(path: str) -> None:
-    warnings.warn(
+    warn(
         f"a result was found whose arguments name {path!r}, which is newer than the result. If the "
         f"function reads that file, pass dask_batch.File({path!r}): the task then runs again when "
         "the file changes.",
         OutdatedInputWarning,
-        stacklevel=5,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-import warnings
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from dask_batch.backends.templating import template_variables
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
 from dask_batch.config import Options
-from dask_batch.errors import ConfigurationError, UncacheableWarning
+from dask_batch.errors import ConfigurationError, UncacheableWarning, warn
 from dask_batch.graph import plan
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.dask_spec import Graph
@@ -378,9 +377,8 @@ def _warn_uncacheable(tasks: Iterable[Task], keyed: Mapping[Hashable, Keyed]) ->
     if culprits:
         task, problems = culprits[0]
         more = f" (and {len(culprits) - 1} more task(s))" if len(culprits) > 1 else ""
-        warnings.warn(
+        warn(
             f"{function_name(task)}{more} will run again next time: {problems[0].path} has no "
             f"stable content ({problems[0].reason}). Pass plain data, or say cache=False.",
             UncacheableWarning,
-            stacklevel=4,
         )
