@@ -303,7 +303,7 @@ def test_a_base_class_in_another_module(user: User) -> None:
 
 
 def test_what_a_function_imports_in_its_body(user: User) -> None:
-    user.edit("late.py", "        - 1", "        - 2")
+    user.edit("late.py", "- 1", "- 2")
     assert user.run() == ["importing"]
     user.edit("model/front.py", "return x * 7", "return x * 8")
     assert user.run() == ["importing", "unrelated"]
