@@ -25,6 +25,7 @@ from dask_batch.errors import (
     ResourceError,
     SerializationError,
     TooManyJobsError,
+    UncacheableWarning,
 )
 
 
@@ -240,9 +241,9 @@ def test_a_cycle_is_named() -> None:
 
 
 def test_an_argument_that_cannot_be_pickled_is_named_with_its_path() -> None:
-    lazy = dask.delayed(str)({"settings": [open(os.devnull)]})
-    with pytest.raises(SerializationError, match=r"settings.*\[0\]"), pytest.warns(UserWarning):
-        dask.compute(lazy, scheduler=cluster_get)
+    refused = pytest.raises(SerializationError, match=r"settings.*\[0\]")
+    with open(os.devnull) as file, refused, pytest.warns(UncacheableWarning):
+        dask.compute(dask.delayed(str)({"settings": [file]}), scheduler=cluster_get)
 
 
 def test_an_unknown_resource_is_named_with_those_that_are_known() -> None:
