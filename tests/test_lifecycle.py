@@ -73,9 +73,11 @@ def settle(clients: Clients) -> None:
     """Wait until the traces stop growing: all of them, or none after a while."""
     deadline = time.monotonic() + 4
     poll(
-        lambda: clients.bodies() == ONCE
-        or (not clients.bodies() and time.monotonic() > deadline)
-        or time.monotonic() > deadline + 60,
+        lambda: (
+            clients.bodies() == ONCE
+            or (not clients.bodies() and time.monotonic() > deadline)
+            or time.monotonic() > deadline + 60
+        ),
         90,
         "the end of what was let go",
     )
