@@ -5,7 +5,7 @@
 had the key of another test's would get that one's result.
 
 ``--dask-get`` says by what means: ``queue`` (the default) is the local queue; ``inprocess`` leaves
-queue and files out, ``verify`` does too and computes also what is there, to compare. The schedulers
+the queue out, and ``verify`` computes, besides, what is there already, to compare. The schedulers
 that Dask knows by name are exchanged as well: many tests ask for one of them.
 """
 
@@ -47,27 +47,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make a folder for the session, and keep away from the user's own configuration."""
+    """Make a folder for the session, with a configuration, a cache and a queue of its own."""
     folder = config.stash[_folder] = tempfile.mkdtemp(prefix="dask-suite-")
     os.environ["DASK_CONFIG"] = os.path.join(folder, "config")
+    os.environ["DASK_BATCH_QUEUE_DIR"] = tempfile.mkdtemp(prefix="queue-", dir=folder)
     config.stash[_get] = _scheduler(config.getoption("--dask-get"), folder)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the queue, and leave nothing behind."""
+    from dask_batch import stop_local_queue
+
+    stop_local_queue(kill_jobs=True)
     shutil.rmtree(config.stash[_folder], ignore_errors=True)
 
 
 def _scheduler(means: str, folder: str) -> Callable[..., Any]:
+    cache = os.path.join(folder, "cache")
     if means == "queue":
         import functools
 
         from dask_batch import cluster_get
 
-        cache = os.path.join(folder, "cache")
         return functools.partial(cluster_get, backend="local", cache_directory=cache)
     from inprocess import InProcess
 
-    return InProcess(verify=means == "verify").get
+    return InProcess(cache, verify=means == "verify").get
 
 
 @pytest.fixture(autouse=True)

@@ -1,21 +1,19 @@
-"""A Dask scheduler that does all that jobs do but for the queue and the files, in this process.
+"""A Dask scheduler that does all that jobs do but for the queue, in this process.
 
 A graph is ingested, gets keys, is planned and pickled, and each job's bytes are read and evaluated,
-with inputs that went through a pickle as they would through the cache. It is fast enough for whole
-test suites; results are kept under their keys for the life of the process, so that tasks of any
-tests that falsely have the same key meet.
+with inputs that went through the cache. It is fast enough for whole test suites.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import dask
 
-from dask_batch.cache.serialise import Serialised, deserialise, serialise
+from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
 from dask_batch.config import Options
 from dask_batch.graph.content import ContentHasher
@@ -37,37 +35,12 @@ class _Unlimited:
     default_max_jobs = None
 
 
-class _Results:
-    """As much of a cache as preparation needs, in memory."""
+class _Unseeing(Cache):
+    """Does not say that it has a result, so that every task runs; stores and loads all the same."""
 
-    def __init__(self) -> None:
-        self._entries: dict[str, Serialised] = {}
-        self.path = Path("/")
-
-    def present(self, keys: Iterable[str]) -> set[str]:
-        return {key for key in keys if key in self._entries}
-
-    def check(self, key: str) -> bool:
-        return key in self._entries
-
-    def publish(self, key: str, value: Any, attributes: Mapping[str, Any]) -> bool:
-        """Store a value as the files of a cache would, in buffers of its own."""
-        if key in self._entries:
-            return False
-        taken = serialise(value)
-        parts = tuple(bytes(part.data) for part in taken.parts)
-        self._entries[key] = Serialised(taken.form, parts)  # type: ignore[arg-type]
-        return True
-
-    def load(self, key: str) -> Any:
-        entry = self._entries[key]
-        return deserialise(entry.form, [memoryview(bytearray(part)) for part in entry.parts])  # type: ignore[arg-type]
-
-    def retire(self, key: str) -> None:
-        self._entries.pop(key, None)
-
-    def bind_name(self, name: str, key: str) -> str | None:
-        return None
+    def look(self, key: str) -> None:
+        """Tell nothing about an entry."""
+        return
 
 
 class InProcess:
@@ -75,33 +48,28 @@ class InProcess:
 
     Parameters
     ----------
+    directory
+        Of the cache.
     verify
         Compute also what is there already, and compare.
     """
 
-    def __init__(self, *, verify: bool = False) -> None:
-        self._results = _Results()
-        self._verify = verify
-        self._options = Options("local", Path("/"))
+    def __init__(self, directory: str, *, verify: bool = False) -> None:
+        self._results = _Unseeing(directory) if verify else Cache(directory)
+        self._options = Options("local", Path(directory))
         self._producers: dict[str, str] = {}
-        self.computed = self.found = 0
 
     def get(self, dsk: Any, keys: Any, **_: Any) -> Any:
         """Compute as a Dask scheduler."""
         graph = ingest(dsk, keys, annotations=dask.get_annotations())
         preparer = Preparer(self._results, _Unlimited(), self._options)  # type: ignore[arg-type]
-        if self._verify:
-            preparer._present = _nothing  # type: ignore[method-assign]
-        surroundings = Surroundings.current({})
-        prepared = preparer.graph(graph, surroundings)
-        self.found += prepared.hits
+        prepared = preparer.graph(graph, Surroundings.current({}))
         for job in prepared.jobs:
             self._run(job)
         wanted = {name: self._results.load(prepared.keys[name]) for name in graph.required}
         return values(graph, wanted)
 
     def _run(self, job: PreparedJob) -> None:
-        self.computed += 1
         try:
             value = self._evaluate(job)
         except Exception as error:
@@ -136,7 +104,3 @@ class InProcess:
                 f"{job.names} found the result of {self._producers.get(job.key)}: "
                 f"{self._results.load(job.key)!r} instead of {value!r}"
             )
-
-
-def _nothing(keys: Collection[str]) -> set[str]:
-    return set()

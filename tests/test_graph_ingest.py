@@ -171,6 +171,25 @@ def test_a_generator_that_is_wanted_stays_a_task() -> None:
     assert len(graph.tasks) == 2
 
 
+@pytest.mark.parametrize("kind", ["bag", "frame"])
+def test_a_shuffle_has_no_jobs_that_only_pick_a_share(kind: str) -> None:
+    if kind == "bag":
+        shuffled = bag().groupby(lambda x: x % 3, shuffle="tasks")
+    else:
+        shuffled = frame().shuffle("a", shuffle_method="tasks", npartitions=4)
+    graph = ingested(shuffled)
+    assert not any("split" in str(name) for name in graph.tasks)
+    assert len(graph.tasks) < 20
+
+
+def test_picking_is_a_job_where_it_was_asked_for() -> None:
+    pair = delayed(divmod)(7, 2)
+    assert len(ingested(pair[0] + pair[1]).tasks) == 4
+    graph = {"both": (divmod, 7, 2), "one": (operator.getitem, "both", 1), "sum": (abs, "one")}
+    assert set(ingest(graph, ["one", "sum"]).tasks) == {"both", "one", "sum"}
+    assert set(ingest(graph, ["sum"]).tasks) == {"both", "sum"}
+
+
 def test_calls_that_a_bag_takes_its_partitions_from_may_share_its_jobs() -> None:
     made = delayed(lambda: (x for x in "abc"))()
     graph = ingested(db.from_delayed([made]).map(str.upper))

@@ -7,7 +7,6 @@ is, so an alias or plain data can be put in the place of a reference to it at on
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_task
 from dask_batch.errors import GraphError
 from dask_batch.graph.annotations import Annotations
 from dask_batch.graph.dask_spec.delivery import Delivery, deliver
+from dask_batch.graph.dask_spec.inlining import runs_where_read, takes_a_share
 from dask_batch.graph.dask_spec.layers import annotated_keys
 from dask_batch.graph.dask_spec.nodes import Block, expression, substitute
 from dask_batch.graph.dask_spec.separation import separate_writers
@@ -229,19 +229,18 @@ class _Walk:
 
     def _settle(self, key: Hashable, body: Expression) -> None:
         body = substitute(body, self._settled_among(body))
-        if isinstance(body, (Call, Build, Let)) and not self._is_lazy(key, body):
+        if isinstance(body, (Call, Build, Let)) and not self._is_part_of_others(key, body):
             self.bodies[key] = body
             self._settled[key] = Ref(key)
         else:
             self._settled[key] = body  # an alias, plain data, or what is to run where it is used
 
-    def _is_lazy(self, key: Hashable, body: Expression) -> bool:
-        """Whether a task makes a generator for others: it is no result, it works as it is read."""
-        return (
-            isinstance(body, Call)
-            and key not in self._wanted
-            and inspect.isgeneratorfunction(body.function)
-        )
+    def _is_part_of_others(self, key: Hashable, body: Expression) -> bool:
+        """Whether a task is to run in those that need it."""
+        if key in self._wanted:
+            return False
+        shared = takes_a_share(body) and key not in self.delivery.delayed
+        return shared or runs_where_read(body)
 
     def _settled_among(self, body: Expression) -> dict[Hashable, Expression]:
         """Find the references that stand for something else than a task of the same name."""
