@@ -14,7 +14,6 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, TypeAlias
 
 from dask_batch.errors import GraphError
-from dask_batch.graph.dask_spec.bag_shuffles import mend_bags
 from dask_batch.spec import Build, Call, Expression, Ref
 
 __all__ = ["mend_expression", "mend_tasks"]
@@ -81,18 +80,16 @@ def _rules() -> Mapping[type, Rule]:
 
 
 def mend_tasks(bodies: Mapping[Hashable, Expression]) -> dict[Hashable, Expression]:
-    """Exchange shuffles through a disk that have already become tasks.
+    """Exchange disk shuffles of DataFrames that have already become tasks.
 
-    That is how those of bags arrive, and those of DataFrames that are computed together with arrays
-    or bags. Each partition is split into a dictionary, and an output takes its share of every
-    dictionary.
+    That is how they arrive when DataFrames are computed together with arrays or bags. Each
+    partition is split into a dictionary, and an output takes its share of every dictionary.
 
     Raises
     ------
     GraphError
         A shuffle is left that jobs cannot do.
     """
-    bodies = mend_bags(bodies)
     splits: dict[Hashable, list[Hashable]] = {}
     for name, body in bodies.items():
         if _is(body, _EXPRESSIONS, "DiskShuffle._shuffle_group"):
@@ -148,7 +145,7 @@ def _check(name: Hashable, body: Expression) -> None:
     if module.partition(".")[0] == "partd":
         raise GraphError(
             f"the task {name!r} shuffles through a directory on one machine's disk, which jobs do "
-            f"not share. Ask for tasks instead: shuffle='tasks'"
+            f"not share. Ask for tasks instead: bag.groupby(..., shuffle='tasks')"
         )
     if module.startswith("distributed.shuffle"):
         raise GraphError(
