@@ -219,8 +219,12 @@ def test_a_nested_compute_submits_nothing(tmp_path: Path, slurm: Callable[[], li
     assert done.stdout.splitlines() == ["(8, 'synchronous')", "slurm 1"], done.stderr
     # Nor did anything else reach the queue: no other job was submitted from the test's folder.
     argv = ["sacct", "-X", "-n", "-P", "-S", "now-1hours", "--format=JobID,WorkDir"]
-    rows = [row for row in slurm_says(*argv).splitlines() if str(tmp_path) in row]
-    assert len(rows) == 1
+
+    def rows() -> list[str]:
+        return [row for row in slurm_says(*argv).splitlines() if str(tmp_path) in row]
+
+    poll(lambda: bool(rows()), 60, "the accounting, which lags")
+    assert len(rows()) == 1
 
 
 # ---- how jobs end ------------------------------------------------------------------------------
