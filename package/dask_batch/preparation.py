@@ -126,6 +126,7 @@ class Preparer:
         keyed = keys.of({_CALL: task}, [_CALL])
         _warn_uncacheable([task], keyed)
         options = resources.task_options(asked)
+        _warn_of_retries(options)
         self._name(options, keyed[_CALL].key)
         hits = Hits(self.cache)
         if options.refresh:
@@ -240,7 +241,8 @@ class _Needs:
         said = said_resources(task.annotations)
         known = repr(said)
         if known not in self._options:
-            self._options[known] = resources.task_options(said)
+            self._options[known] = options = resources.task_options(said)
+            _warn_of_retries(options)
         return self._options[known]
 
 
@@ -360,6 +362,16 @@ def name_of(function: Any) -> str:
         function = function.func
     name = getattr(function, "__name__", None) or type(function).__name__
     return str(name).strip("<>")
+
+
+def _warn_of_retries(options: resources.TaskOptions) -> None:
+    """Say that what was asked for is known, and not done yet."""
+    if options.retries:
+        warn(
+            f"retries={options.retries} is not acted on in this version: compute again to repeat "
+            "what failed; what has finished does not run again.",
+            UserWarning,
+        )
 
 
 def _warn_uncacheable(tasks: Iterable[Task], keyed: Mapping[Hashable, Keyed]) -> None:
