@@ -131,6 +131,12 @@ def test_shuffles_between_live_workers_become_tasks(name: str) -> None:
         assert comparable(ours) == comparable(theirs)
 
 
+def test_a_shuffle_on_disk_keeps_the_index_whatever_it_is_told() -> None:
+    shuffled = frame().shuffle("a", shuffle_method="disk", ignore_index=True)
+    ours, theirs = dask.compute(shuffled, scheduler=get)[0], shuffled.compute(scheduler="sync")
+    pd.testing.assert_frame_equal(ours.sort_index(), theirs.sort_index())
+
+
 def test_persist_asks_for_chunks() -> None:
     (kept,) = dask.persist(array() + 1, scheduler=get)
     assert (kept.compute(scheduler="sync") == array().compute(scheduler="sync") + 1).all()

@@ -54,16 +54,22 @@ def _rules() -> Mapping[type, Rule]:
     from dask.dataframe.dask_expr._expr import Partitions
     from dask.dataframe.dask_expr._repartition import Repartition
 
+    def by_tasks(node: Any, frame: Any) -> Any:
+        # A shuffle of tasks would heed ``ignore_index``; the others keep the index all the same.
+        names = type(node)._parameters
+        given = dict(zip(names, node.operands, strict=True))
+        return _shuffle.TaskShuffle(**{**given, "frame": frame, "ignore_index": False})
+
     def from_disk(node: Any) -> Any:
-        return _shuffle.TaskShuffle(*node.operands)
+        return by_tasks(node, node.frame)
 
     def from_workers(node: Any) -> Any:
         # Only a p2p shuffle may have more partitions going in than coming out.
-        frame, *others = node.operands
+        frame = node.frame
         if node.npartitions_out < frame.npartitions:
             frame = Repartition(frame, new_partitions=node.npartitions_out)
         # It also drops the column that it shuffles by.
-        return _shuffle.TaskShuffle(frame, *others)[list(node.columns)]
+        return by_tasks(node, frame)[list(node.columns)]
 
     def from_join(node: Any) -> Any:
         names = [n for n in _merge.Merge._parameters if n in type(node)._parameters]
