@@ -24,7 +24,13 @@ class Surroundings:
 
     @classmethod
     def current(cls, environment: Mapping[str, str]) -> Surroundings:
-        """Take the surroundings of this moment, with an environment made fit for jobs."""
+        """Take the surroundings of this moment, with an environment made fit for jobs.
+
+        Strings hash alike in all jobs, as they do in all tasks of one process: functions may rely
+        on it, to sort values into groups for example.
+        """
+        if environment.get("PYTHONHASHSEED", "random") == "random":
+            environment = {**environment, "PYTHONHASHSEED": "0"}
         return cls(
             Path.cwd(),
             _umask(),

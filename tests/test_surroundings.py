@@ -1,0 +1,33 @@
+"""What a job finds around it is what the client had, but for what must be alike in all jobs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from dask_batch.surroundings import Surroundings
+
+
+@pytest.mark.parametrize("said", [{}, {"PYTHONHASHSEED": "random"}])
+def test_strings_hash_alike_in_all_jobs(said: dict[str, str]) -> None:
+    environment = Surroundings.current(said).environment
+    argv = [sys.executable, "-c", "print(hash('a'))"]
+    runs: list[Any] = [
+        subprocess.run(argv, env={**environment}, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert runs[0].stdout == runs[1].stdout
+
+
+def test_a_hash_seed_of_the_users_own_is_kept() -> None:
+    said = {"PYTHONHASHSEED": "7", "OTHER": "x"}
+    assert Surroundings.current(said).environment == said
+
+
+def test_the_callers_environment_is_left_alone() -> None:
+    said: dict[str, str] = {}
+    Surroundings.current(said)
+    assert said == {}
