@@ -27,10 +27,10 @@ class Surroundings:
         """Take the surroundings of this moment, with an environment made fit for jobs.
 
         Strings hash alike in all jobs, as they do in all tasks of one process: functions may rely
-        on it, to sort values into groups for example.
+        on it, to sort values into groups for example. The seed is the same for every client, since
+        results of one may meet those of another, whatever their own seeds are.
         """
-        if environment.get("PYTHONHASHSEED", "random") == "random":
-            environment = {**environment, "PYTHONHASHSEED": "0"}
+        environment = {**environment, "PYTHONHASHSEED": "0"}
         return cls(
             Path.cwd(),
             _umask(),
