@@ -131,6 +131,18 @@ def test_shuffles_between_live_workers_become_tasks(name: str) -> None:
         assert comparable(ours) == comparable(theirs)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_shuffle_on_disk_may_have_been_optimised_before(fused: bool) -> None:
+    merged = frame().merge(frame().rename(columns={"b": "d"}), on="a", shuffle_method="disk")
+    shuffled = merged.optimize(fuse=fused)
+    columns = ["a", "b", "d"]
+    ours, theirs = (
+        dask.compute(shuffled[columns], scheduler=how)[0].sort_values(columns).reset_index()
+        for how in (get, "sync")
+    )
+    pd.testing.assert_frame_equal(ours[columns], theirs[columns])
+
+
 def test_a_shuffle_on_disk_keeps_the_index_whatever_it_is_told() -> None:
     shuffled = frame().shuffle("a", shuffle_method="disk", ignore_index=True)
     ours, theirs = dask.compute(shuffled, scheduler=get)[0], shuffled.compute(scheduler="sync")

@@ -40,6 +40,11 @@ def _exchange(node: Any, rules: Mapping[type, Rule], done: dict[str, Any]) -> An
 
     if not isinstance(node, Expr):
         return node
+    if type(node).__name__ == "Fused":
+        # Optimised before it was handed over; what was fused is fused again, later.
+        top = node.exprs[0]
+        rebuilt = _exchange(top, rules, done)
+        return node if rebuilt is top else rebuilt
     if node._name not in done:
         operands = [_exchange(operand, rules, done) for operand in node.operands]
         changed = any(new is not old for new, old in zip(operands, node.operands, strict=True))
