@@ -11,11 +11,13 @@
     │   └── TooManyJobsError
     ├── CacheError (OSError)              the cache directory cannot be used
     │   ├── MissingEntryError
-    │   └── DamagedEntryError
+    │   ├── DamagedEntryError
+    │   └── FullError                     no space left, or a quota is used up
     ├── BackendError (RuntimeError)       the batch system
     │   ├── BackendUnavailableError       it is not there
     │   ├── CommandError                  one of its commands failed
     │   └── SubmissionError               it refused a job (also a CalledProcessError)
+    │       └── QueueFullError            for now: too many jobs
     └── TaskError (RuntimeError)          a job ended without a result
         ├── TimeoutTaskError              ... at its time limit
         ├── OutOfMemoryTaskError
@@ -23,6 +25,9 @@
         ├── PreemptedTaskError
         ├── CancelledTaskError            cancelled from outside
         ├── DiedTaskError                 killed, crashed, or exited by itself
+        ├── LostTaskError                 the batch system lost every trace of it
+        ├── EnvironmentTaskError          the node, its Python or its files are not fit for it
+        ├── GivenUpTaskError              not run: the jobs before it all died of one cause
         ├── NoOutputTaskError             ended well, yet there is no result
         ├── UnstorableResultError         its result cannot be pickled or written
         ├── DependencyFailedError
@@ -52,13 +57,18 @@ __all__ = [
     "DamagedEntryError",
     "DependencyFailedError",
     "DiedTaskError",
+    "EnvironmentTaskError",
+    "FullError",
+    "GivenUpTaskError",
     "GraphError",
+    "LostTaskError",
     "MissingEntryError",
     "NoOutputTaskError",
     "NodeFailureTaskError",
     "OutOfMemoryTaskError",
     "OutdatedInputWarning",
     "PreemptedTaskError",
+    "QueueFullError",
     "RemoteError",
     "RemoteTraceback",
     "ResourceError",
@@ -117,6 +127,10 @@ class MissingEntryError(CacheError, KeyError):
 
 class DamagedEntryError(CacheError):
     """An entry of the cache is truncated or altered; it has been set aside."""
+
+
+class FullError(CacheError):
+    """The file system of the cache has no space left, or the user's quota is used up."""
 
 
 class BackendError(BatchError, RuntimeError):
@@ -191,6 +205,10 @@ class SubmissionError(BackendError, subprocess.CalledProcessError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.returncode, self.cmd, self.output), dict(self.__dict__)
+
+
+class QueueFullError(SubmissionError):
+    """The batch system takes no more jobs for now: a limit on the number of queued jobs is met."""
 
 
 class TaskError(BatchError, RuntimeError):
@@ -301,6 +319,30 @@ class CancelledTaskError(TaskError):
 
 class DiedTaskError(TaskError):
     """The job's process was killed, crashed, or left by itself."""
+
+
+class LostTaskError(TaskError):
+    """The batch system has lost every trace of the job, again and again."""
+
+    default_advice = "Compute again: what has finished is not repeated."
+
+
+class EnvironmentTaskError(TaskError):
+    """The job could not begin: its node, its interpreter or its files are not as they must be."""
+
+    default_advice = (
+        "See that the node has the same Python environment and file systems as this machine; "
+        "resource_dict={'python': ..., 'job_script_prologue': [...]} chooses an environment."
+    )
+
+
+class GivenUpTaskError(TaskError):
+    """The task was not run, because the first jobs of its graph all died of the same cause.
+
+    That cause is ``__cause__``.
+    """
+
+    default_advice = "Mend the cause and compute again: what has finished is not repeated."
 
 
 class NoOutputTaskError(TaskError):

@@ -14,6 +14,9 @@ from dask_batch.errors import (
     ChangedSinceSubmissionError,
     DependencyFailedError,
     DiedTaskError,
+    EnvironmentTaskError,
+    GivenUpTaskError,
+    LostTaskError,
     NodeFailureTaskError,
     NoOutputTaskError,
     OutOfMemoryTaskError,
@@ -43,6 +46,9 @@ _ERRORS: Mapping[Outcome, type[TaskError]] = {
     Outcome.DEPENDENCY: DependencyFailedError,
     Outcome.CHANGED: ChangedSinceSubmissionError,
     Outcome.EXCEPTION: DiedTaskError,
+    Outcome.ENVIRONMENT: EnvironmentTaskError,
+    Outcome.LOST: LostTaskError,
+    Outcome.GIVEN_UP: GivenUpTaskError,
 }
 
 

@@ -33,6 +33,9 @@ class Outcome(enum.Enum):
     UNSTORABLE = "unstorable"
     DEPENDENCY = "dependency"
     CHANGED = "changed"
+    ENVIRONMENT = "environment"
+    LOST = "lost"
+    GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ _OUTCOMES = {
         Outcome.DEPENDENCY,
         "the job never started: one that it waits for did not succeed",
     ),
+    JobState.LOST: (Outcome.LOST, "the batch system has lost every trace of the job"),
     JobState.COMPLETED: (Outcome.NO_OUTPUT, "the job ended well, but its result is not there"),
 }
 _ADOPTED = frozenset({JobState.CANCELLED, JobState.DEPENDENCY_FAILED})

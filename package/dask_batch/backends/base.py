@@ -33,6 +33,8 @@ class JobState(enum.Enum):
     CANCELLED = "cancelled"
     DEPENDENCY_FAILED = "dependency failed"
     """It will never start, or was removed, because a job it waits for did not succeed."""
+    LOST = "lost"
+    """The batch system answered, and has no trace of the job's end: its memory of it is gone."""
     UNKNOWN = "unknown"
     """A word that this version does not know: not finished, as far as we can tell."""
 
@@ -60,6 +62,8 @@ class JobStatus:
     reason: str = ""
     source: str = ""
     """Who said so: ``squeue``, ``sacct``, ``local queue``."""
+    name: str = ""
+    """The job's name, where the batch system tells it: ids can be given out a second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Job:
     definition: Path
     """The task-definition file ..."""
     index: int
-    """... and which of its tasks this job runs."""
+    """... and which of its tasks this job runs: both are the arguments of its program."""
     resources: Mapping[str, Any]
     """Checked and complete: see :mod:`dask_batch.resources`."""
     parents: tuple[str, ...] = ()
@@ -86,6 +90,16 @@ class Job:
     """The client's environment, scheduler variables already taken out."""
     preload: tuple[str, ...] = ()
     """Library modules that the task will import: a hint for warm workers."""
+    program: str = "dask_batch.job"
+    """The module that is run (``python -m``)."""
+    repeatable: bool = False
+    """Whether it may be run again after a failure (:meth:`Backend.rerun`): jobs that wait for it
+    must outlive its failure, and stay queued until they are cancelled or it has succeeded."""
+    after_failure: tuple[str, ...] = ()
+    """Ids of jobs one of which must have failed first, however; if all succeed, this job is
+    dropped. Such a job is not held."""
+    after_end: tuple[str, ...] = ()
+    """Ids of jobs all of which must have ended first, however. Such a job is not held."""
 
 
 class Backend(Protocol):
@@ -130,10 +144,40 @@ class Backend(Protocol):
         SubmissionError
             A job was refused. What was accepted before it is still held: the caller cancels it.
             The error's attribute ``job_name`` names the job.
+        QueueFullError
+            The batch system takes no more jobs of this user for now. What was accepted before is
+            of use: no accepted job waits for one that was not.
         """
 
     def release(self, job_ids: Sequence[str]) -> None:
         """Let held jobs go (those of one hand-over, together)."""
+
+    def rerun(self, job: Job, job_id: str, dependents: Mapping[str, Sequence[str]]) -> str:
+        """Run a job that has ended once more, in its place: what waits for it goes on waiting.
+
+        Calling this twice does no harm: a job that is queued or running again is left alone.
+
+        Parameters
+        ----------
+        job
+            The job, with the resources that it is to have this time.
+        job_id
+            Its id.
+        dependents
+            For each queued job that waits for it directly, by id: the ids of all jobs that must
+            succeed before that one, this job's among them.
+
+        Returns
+        -------
+        str
+            The job's id: the same one; or, where the batch system has forgotten the job, that of
+            a new one of the same name, for which the dependents now wait.
+
+        Raises
+        ------
+        SubmissionError, CommandError, BackendUnavailableError
+            It could not be done; it may be tried again.
+        """
 
     def status(self, job_ids: Collection[str]) -> dict[str, JobStatus]:
         """Ask once, for all jobs. An id that is missing in the answer means *don't know*.
