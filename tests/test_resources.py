@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_batch import resources
 from dask_batch.errors import ResourceError
 from dask_batch.resources import (
     KNOWN,
@@ -227,3 +228,45 @@ def test_a_chain_is_enough_for_each_of_its_tasks(asked):
     assert all(combined["memory_max"] >= task["memory_max"] for task in tasks)
     assert all(combined["threads_per_core"] >= task["threads_per_core"] for task in tasks)
     assert combined["run_time_max"] == sum(task["run_time_max"] for task in tasks)
+
+
+class Own(Exception):
+    """An exception of the user's."""
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (True, True),
+        (False, False),
+        (ValueError, ("builtins.ValueError",)),
+        ("ValueError", ("ValueError",)),
+        ([OSError, "a.b.Error", OSError], ("a.b.Error", "builtins.OSError")),
+        ((Own,), (f"{__name__}.Own",)),
+        ((), ()),
+    ],
+)
+def test_exceptions_to_repeat_are_kept_by_name(given: object, kept: object) -> None:
+    assert resources.task_options({"retry_exceptions": given}).retry_exceptions == kept
+
+
+@pytest.mark.parametrize("given", [1, "not a name", [3], [int], {"a": 1}, "a..b", [True]])
+def test_what_is_no_exception_is_refused(given: object) -> None:
+    with pytest.raises(ResourceError, match="retry_exceptions"):
+        resources.task_options({"retry_exceptions": given})
+
+
+def test_a_chain_is_as_patient_as_the_most_patient_of_its_tasks() -> None:
+    options = [
+        resources.task_options({"retries": 1, "retry_exceptions": [OSError]}),
+        resources.task_options({"retries": 3, "retry_exceptions": [KeyError]}),
+    ]
+    policy = resources.retry_policy(options, memory_factor=2.0, time_factor=3.0)
+    assert policy == {
+        "retries": 3,
+        "exceptions": ["builtins.KeyError", "builtins.OSError"],
+        "memory_factor": 2.0,
+        "time_factor": 3.0,
+    }
+    options.append(resources.task_options({"retry_exceptions": True}))
+    assert resources.retry_policy(options, memory_factor=2.0, time_factor=3.0)["exceptions"] is True

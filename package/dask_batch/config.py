@@ -19,7 +19,7 @@ from dask_batch.backends.command import client_environment
 from dask_batch.backends.registry import choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
-from dask_batch.resource_values import count, lines
+from dask_batch.resource_values import count, flag, lines
 from dask_batch.resources import merge_resources
 
 __all__ = ["Options", "client_environment", "register_defaults", "resolve"]
@@ -56,6 +56,11 @@ class Options:
         How often the batch system is asked, early and late in a run.
     input_grace_s, output_grace_s, failure_grace_s : float
         How long files that must be there may take to become visible.
+    retry_memory_factor, retry_time_factor : float
+        How much more a repeated job gets of what its last attempt had too little of.
+    steward : bool
+        Whether jobs may be handed over that repeat and hand over what needs it when no client
+        is there.
     """
 
     backend: str
@@ -71,6 +76,9 @@ class Options:
     input_grace_s: float = 60.0
     output_grace_s: float = 30.0
     failure_grace_s: float = 5.0
+    retry_memory_factor: float = 2.0
+    retry_time_factor: float = 2.0
+    steward: bool = True
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -170,6 +178,10 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in chosen.items():
         if name in ("max_jobs", "max_workers"):
             checked[name] = _count(name, value)
+        elif name == "steward":
+            checked[name] = _flag(name, value)
+        elif name.endswith("_factor"):
+            checked[name] = _factor(name, value)
         elif name.endswith("_s"):
             checked[name] = _duration(name, value)
         elif name in _CHOICES and value not in _CHOICES[name]:
@@ -184,6 +196,23 @@ def _count(name: str, value: Any) -> int:
         return count(value)
     except ValueError as error:
         raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _flag(name: str, value: Any) -> bool:
+    try:
+        return flag(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _factor(name: str, value: Any) -> float:
+    try:
+        factor = float(value)
+    except (TypeError, ValueError):
+        factor = 0.0
+    if isinstance(value, (bool, str)) or not 1 <= factor < float("inf"):
+        raise ConfigurationError(f"{name} must be a number from 1, not {value!r}")
+    return factor
 
 
 def _duration(name: str, value: Any) -> float:

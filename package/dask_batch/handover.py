@@ -15,6 +15,7 @@ The order is what makes it safe to die anywhere in between:
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import secrets
@@ -254,23 +255,27 @@ class HandOver:
 
     def _define(self, run: Run, plan: _Plan) -> Path:
         """Write the task definitions."""
-        # Most jobs of a run were prepared in the same surroundings: they are written once.
-        surroundings: list[dict[str, Any]] = []
+        surroundings, resources = _Table(), _Table()
         drafts = []
         for job in plan.needed:
-            record = job.surroundings.record()
-            if record not in surroundings:
-                surroundings.append(record)
             header = {
                 **job.header,
                 "key": job.key,
                 "generation": plan.generations[job.key],
                 "inputs": sorted(job.inputs),
                 "input_claims": self._input_claims(job, plan),
-                "surroundings": surroundings.index(record),
+                "surroundings": surroundings.index(job.surroundings.record()),
+                "resources": resources.index(dict(job.resources)),
+                "preload": list(job.preload),
+                "wanted": job.wanted,
             }
             drafts.append(DefinitionDraft(header, job.payload))
-        common = {**self._common, "run": run.id, "surroundings": surroundings}
+        common = {
+            **self._common,
+            "run": run.id,
+            "surroundings": surroundings.records,
+            "resources": resources.records,
+        }
         return write_definitions(self.cache, run.id, common, drafts)
 
     def _input_claims(self, job: PreparedJob, plan: _Plan) -> dict[str, int]:
@@ -300,9 +305,26 @@ class HandOver:
                     working_directory=job.surroundings.working_directory,
                     environment=job.surroundings.environment,
                     preload=job.preload,
+                    repeatable=job.repeatable,
                 )
             )
         return jobs
+
+
+class _Table:
+    """Distinct records: most jobs of a run have the same, which is written once."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self._places: dict[str, int] = {}
+
+    def index(self, record: dict[str, Any]) -> int:
+        """Return the place of a record."""
+        text = json.dumps(record, sort_keys=True)
+        if text not in self._places:
+            self._places[text] = len(self.records)
+            self.records.append(record)
+        return self._places[text]
 
 
 def _safe_name(job: PreparedJob) -> str:

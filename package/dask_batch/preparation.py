@@ -63,6 +63,11 @@ class PreparedJob:
     wanted: bool = True
     """Whether a caller waits for its result; the others run only if one of those needs them."""
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it is to be repeated when it fails."""
+        return bool((self.header.get("retry") or {}).get("retries"))
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedGraph:
@@ -126,7 +131,6 @@ class Preparer:
         keyed = keys.of({_CALL: task}, [_CALL])
         _warn_uncacheable([task], keyed)
         options = resources.task_options(asked)
-        _warn_of_retries(options)
         self._name(options, keyed[_CALL].key)
         hits = Hits(self.cache)
         if options.refresh:
@@ -134,7 +138,8 @@ class Preparer:
         elif hits.among((keyed[_CALL].key,)):
             hits.warn_outdated({_CALL: task}, keyed)
         pack = _Pack(outside, keys.hasher, keyed, surroundings)
-        return pack.job([task], self.call_resources(asked), wanted=True)
+        normal = self.call_resources(asked)
+        return pack.job([task], normal, self._retry([options]), wanted=True)
 
     def call_resources(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Check the resources of a call, and bring them to normal form."""
@@ -194,7 +199,8 @@ class Preparer:
         for job in planned:
             tasks = [graph.tasks[name] for name in job.names]
             normal = resources.chain_resources([needs.of(task) for task in tasks])
-            jobs.append(pack.job(tasks, normal, wanted=job.key in wanted))
+            retry = self._retry([needs.options(task) for task in tasks])
+            jobs.append(pack.job(tasks, normal, retry, wanted=job.key in wanted))
         running = sum(len(job.names) for job in planned)
         return PreparedGraph(tuple(jobs), by_name, len(graph.tasks) - running)
 
@@ -209,6 +215,13 @@ class Preparer:
                 f"or arguments differ from those of this task ({key[:12]}). Take another name, or "
                 "leave it to the content."
             )
+
+    def _retry(self, chain: Sequence[resources.TaskOptions]) -> dict[str, Any]:
+        return resources.retry_policy(
+            chain,
+            memory_factor=self.options.retry_memory_factor,
+            time_factor=self.options.retry_time_factor,
+        )
 
     def _keys(self, outside: Outside) -> Keys:
         return Keys(
@@ -241,8 +254,7 @@ class _Needs:
         said = said_resources(task.annotations)
         known = repr(said)
         if known not in self._options:
-            self._options[known] = options = resources.task_options(said)
-            _warn_of_retries(options)
+            self._options[known] = resources.task_options(said)
         return self._options[known]
 
 
@@ -257,7 +269,14 @@ class _Pack:
     written: Collection[Hashable] = ()
     """Names of tasks that write, or come after one that does."""
 
-    def job(self, tasks: Sequence[Task], normal: Mapping[str, Any], *, wanted: bool) -> PreparedJob:
+    def job(
+        self,
+        tasks: Sequence[Task],
+        normal: Mapping[str, Any],
+        retry: Mapping[str, Any],
+        *,
+        wanted: bool,
+    ) -> PreparedJob:
         """Pickle a chain of tasks, and say what its job needs."""
         members = [self.keyed[task.name] for task in tasks]
         steps = self._steps(tasks)
@@ -275,6 +294,7 @@ class _Pack:
                 "files": [asdict(file) for file in self._read(tasks)],
                 "cpus": normal["cores"] * normal["threads_per_core"],
                 "error_log_file": _absolute(normal["error_log_file"]),
+                "retry": retry,
                 "attributes": _attributes(tasks[-1], members[-1], function, normal),
             },
             surroundings=self._surroundings(normal["cwd"]),
@@ -362,16 +382,6 @@ def name_of(function: Any) -> str:
         function = function.func
     name = getattr(function, "__name__", None) or type(function).__name__
     return str(name).strip("<>")
-
-
-def _warn_of_retries(options: resources.TaskOptions) -> None:
-    """Say that what was asked for is known, and not done yet."""
-    if options.retries:
-        warn(
-            f"retries={options.retries} is not acted on in this version: compute again to repeat "
-            "what failed; what has finished does not run again.",
-            UserWarning,
-        )
 
 
 def _warn_uncacheable(tasks: Iterable[Task], keyed: Mapping[Hashable, Keyed]) -> None:

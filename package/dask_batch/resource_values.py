@@ -22,6 +22,7 @@ __all__ = [
     "directives",
     "directory",
     "entry_name",
+    "exceptions",
     "flag",
     "gigabytes",
     "integer",
@@ -186,6 +187,29 @@ def entry_name(value: Any) -> str:
     if PurePosixPath(string).is_absolute() or any(part in ("", ".", "..") for part in parts):
         raise ValueError("must be a relative name without '.', '..' or empty parts")
     return string
+
+
+def exceptions(value: Any) -> bool | tuple[str, ...]:
+    """Accept True or False, or exceptions: their classes, or the names of these.
+
+    A class becomes its name with its module: what is kept must be readable without it.
+    """
+    if isinstance(value, (type, str)):
+        value = (value,)
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        try:
+            return flag(value)
+        except ValueError:
+            raise ValueError("must be True, False, or a list of exception classes") from None
+    return tuple(sorted({_exception_name(one) for one in value}))
+
+
+def _exception_name(value: Any) -> str:
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")):
+        return str(value)
+    raise ValueError("must be True, False, or a list of exception classes")
 
 
 def printable(value: Any) -> Any:

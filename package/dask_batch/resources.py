@@ -29,6 +29,7 @@ __all__ = [
     "for_dask_task",
     "for_executor_call",
     "merge_resources",
+    "retry_policy",
     "task_options",
 ]
 
@@ -84,6 +85,7 @@ KNOWN: Final[Mapping[str, Key]] = {
         _option("cache_directory", values.directory, "cache for this task"),
         _option("refresh", values.flag, "run again although there is a result", False),
         _option("retries", values.natural, "how often to repeat what failed", 0),
+        _option("retry_exceptions", values.exceptions, "which exceptions to repeat as well", False),
     )
 }
 """Every key that is known, in the order in which errors and the documentation list them."""
@@ -119,6 +121,7 @@ class TaskOptions:
     cache_directory: str | None = None
     refresh: bool = False
     retries: int = 0
+    retry_exceptions: bool | tuple[str, ...] = False
 
 
 def check_resources(
@@ -237,6 +240,21 @@ def _normal_form(checked: Mapping[str, Any], *, ranks: int, cpus: int) -> dict[s
     normal["cores"] = ranks
     normal["threads_per_core"] = cpus
     return normal
+
+
+def retry_policy(
+    options: Iterable[TaskOptions], *, memory_factor: float, time_factor: float
+) -> dict[str, Any]:
+    """Return how a job of several tasks is repeated, as JSON data: the most generous way."""
+    chain = tuple(options)
+    named = [one.retry_exceptions for one in chain]
+    exceptions = sorted({name for names in named if not isinstance(names, bool) for name in names})
+    return {
+        "retries": max((one.retries for one in chain), default=0),
+        "exceptions": True if True in named else exceptions or False,
+        "memory_factor": memory_factor,
+        "time_factor": time_factor,
+    }
 
 
 def task_options(mapping: Mapping[str, Any]) -> TaskOptions:
