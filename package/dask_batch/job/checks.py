@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask_batch.cache import attempts
-from dask_batch.cache.claims import Owner
+from dask_batch.cache.claims import Claims
 from dask_batch.cache.store import Cache
 from dask_batch.code.origin import Granularity, cut_version, distribution
 from dask_batch.inputs import InputFile
@@ -21,7 +21,6 @@ __all__ = [
     "file_changes",
     "interpreter_changes",
     "library_changes",
-    "starter_is_dead",
 ]
 
 
@@ -82,9 +81,14 @@ class FailedInput:
 
 
 def failed_input(cache: Cache, key: str, generation: int | None) -> FailedInput | None:
-    """Return why an input will never come, if that is on record."""
+    """Return why an input will never come, if that is on record.
+
+    An attempt that failed may have been repeated: what counts is the latest.
+    """
     if generation is None:
         return None
+    while Claims(cache).superseded(key, generation):
+        generation += 1
     end = attempts.read_end(cache, key, generation)
     if end is None:
         return None
@@ -94,19 +98,3 @@ def failed_input(cache: Cache, key: str, generation: int | None) -> FailedInput 
         f"it depends on {end.get('function', '')} {root[:12]}, which failed: "
         f"{end.get('message', '')}",
     )
-
-
-def starter_is_dead(start: Mapping[str, Any]) -> bool:
-    """Whether the process that recorded a start is known to have gone.
-
-    Only the host it ran on can tell; elsewhere it counts as alive.
-    """
-    if start.get("damaged"):
-        return False
-    owner = Owner(
-        host=start["host"],
-        boot_id=start["boot_id"],
-        pid=start["pid"],
-        started=start["process_started"],
-    )
-    return owner.alive() is False

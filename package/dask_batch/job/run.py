@@ -15,7 +15,6 @@ dependencies mean success.
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 import sys
@@ -26,18 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claims, Owner
 from dask_batch.cache.definitions import Definition, read_definition
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
 from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
 from dask_batch.job import checks
+from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.surroundings import enter, job_id
+from dask_batch.job.turn import Turn
 from dask_batch.spec import Step, evaluate
 
 __all__ = ["main"]
 
-_FAILED = 1
 _POLL_S = 0.5
 
 
@@ -86,17 +85,20 @@ class Attempt:
         """Make the attempt and return the exit code."""
         if self.cache.check(self.key):
             return 0
-        if Claims(self.cache).superseded(self.key, self.generation):
+        turn = Turn(self.cache, self.key, self.common["run"], self.header["generation"])
+        generation = turn.generation()
+        if generation is None:
             print("dask-batch: a later attempt has taken the place of this job", file=sys.stderr)
-            return _FAILED
-        if not self._first():
-            return self._wait_for_first()
+            return FAILED
+        self.generation = generation
+        if not turn.take(generation, job_id(), self.started):
+            return 0 if self.cache.check(self.key) else FAILED
         try:
             self._make()
         except _Ended as ended:
             self._record_end(ended.fields)
             print(f"dask-batch: {ended}", file=sys.stderr)
-            return _FAILED
+            return FAILED
         except Exception as error:
             # Not the function's doing: the surroundings, the cache, or this program.
             message = f"the job failed before or after its function: {_summary(error)}"
@@ -114,39 +116,6 @@ class Attempt:
         value = self._call()
         self._check_files()
         self._publish(value)
-
-    # ---- who runs it -----------------------------------------------------------------------
-
-    def _first(self) -> bool:
-        """Record the start; False if another job already makes this attempt."""
-        owner = Owner.current()
-        record = {
-            "job_id": job_id(),
-            "host": owner.host,
-            "pid": owner.pid,
-            "boot_id": owner.boot_id,
-            "process_started": owner.started,
-            "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
-            "time": self.started,
-        }
-        first = attempts.start(self.cache, self.key, self.generation, record)
-        return first is None
-
-    def _wait_for_first(self) -> int:
-        """Wait until the job that started before this one has published, ended or died."""
-        while True:
-            if self.cache.check(self.key):
-                return 0
-            if attempts.read_end(self.cache, self.key, self.generation) is not None:
-                return _FAILED
-            first = attempts.read_start(self.cache, self.key, self.generation)
-            if first is None or checks.starter_is_dead(first):
-                print(
-                    "dask-batch: another job began this attempt and died; compute again",
-                    file=sys.stderr,
-                )
-                return _FAILED
-            time.sleep(_POLL_S)
 
     # ---- what it needs ---------------------------------------------------------------------
 
