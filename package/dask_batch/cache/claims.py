@@ -12,6 +12,7 @@ and the jobs with it; a network file system's server commits a link before it an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -160,6 +161,21 @@ class Claims:
     def superseded(self, key: str, generation: int) -> bool:
         """Whether a later attempt at a key has been claimed. Reads no run: a job can ask."""
         return self._last_generation(key) > generation
+
+    def latest(self, key: str, run_id: str) -> tuple[int, bool]:
+        """Return the highest generation of a key, and whether that claim is the run's.
+
+        It is -1 if there is none. No run is read, whose record may be long: a job can ask.
+        """
+        generation = self._last_generation(key)
+        if generation < 0:
+            return generation, False
+        path = self._claim_path(key, generation)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(path), os.lstat(self._run_path(run_id))):
+                return generation, True
+        record = read_record(path)  # where links were not to be had, a short one
+        return generation, record.get("run", record.get("id")) == run_id
 
     def generations(self, key: str) -> list[Claim]:
         """Return all claims on a key, in the order of their generations."""
