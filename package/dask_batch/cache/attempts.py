@@ -25,7 +25,16 @@ from dask_batch.cache.records import read_record, seal
 from dask_batch.cache.store import Cache
 from dask_batch.errors import DamagedEntryError
 
-__all__ = ["end", "ended", "read_cut", "read_end", "read_start", "record_cut", "start"]
+__all__ = [
+    "end",
+    "ended",
+    "read_cut",
+    "read_end",
+    "read_start",
+    "record_cut",
+    "start",
+    "starter_alive",
+]
 
 _DAMAGED_START: Mapping[str, Any] = {
     "damaged": True, "job_id": None, "restart": 0, "time": 0.0,
@@ -76,7 +85,7 @@ def _succeeds(record: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     """
     if current.get("damaged"):
         return True
-    alive = _alive(current)
+    alive = starter_alive(current)
     if alive is not None:
         return not alive
     job_id = record.get("job_id")
@@ -84,7 +93,7 @@ def _succeeds(record: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     return same and int(record.get("restart") or 0) >= int(current.get("restart") or 0)
 
 
-def _alive(start: Mapping[str, Any]) -> bool | None:
+def starter_alive(start: Mapping[str, Any]) -> bool | None:
     """Tell whether the process that recorded a start lives; None if that is not known here."""
     fields = ("host", "boot_id", "pid", "process_started")
     if any(not start.get(field) for field in fields):

@@ -21,6 +21,7 @@ __all__ = [
     "file_changes",
     "interpreter_changes",
     "library_changes",
+    "starter_is_dead",
 ]
 
 
@@ -98,3 +99,11 @@ def failed_input(cache: Cache, key: str, generation: int | None) -> FailedInput 
         f"it depends on {end.get('function', '')} {root[:12]}, which failed: "
         f"{end.get('message', '')}",
     )
+
+
+def starter_is_dead(start: Mapping[str, Any]) -> bool:
+    """Whether the process that recorded a start is known to have gone.
+
+    Only the host it ran on can tell; elsewhere it counts as alive.
+    """
+    return attempts.starter_alive(start) is False
