@@ -90,13 +90,33 @@ def test_other_refusals_are_said(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_system_without_hard_links_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the file system refuse every link."""
+
     def refuse(source: Path, target: Path, **_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted", source, None, target)
 
     monkeypatch.setattr("os.link", refuse)
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_without_hard_links_a_file_is_renamed_and_nothing_is_replaced(tmp_path: Path) -> None:
+    assert publish_bytes(tmp_path / "file", b"first")
+    assert not publish_bytes(tmp_path / "file", b"second")
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.usefixtures("no_hard_links")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+def test_a_file_system_that_can_do_neither_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), source, None, target)
+
+    monkeypatch.setattr("dask_batch.cache.files.rename_no_replace", refuse)
     with pytest.raises(CacheError, match="has no hard links"):
         publish_bytes(tmp_path / "file", b"")
     assert os.listdir(tmp_path) == []

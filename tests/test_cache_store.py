@@ -292,7 +292,7 @@ def test_a_new_entry_is_not_set_aside_for_an_old_one(
         return read_head(fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dask_batch.cache.store.read_head", replaced_meanwhile)
+        patch.setattr("dask_batch.cache.entries.read_head", replaced_meanwhile)
         with pytest.raises(DamagedEntryError):
             cache.load(KEY)
     assert cache.load(KEY) == 2

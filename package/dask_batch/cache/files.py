@@ -1,11 +1,8 @@
-"""Files that appear whole or not at all, and are read only if they are ours.
+"""Files that appear whole or not at all.
 
 A file is published by writing it under a private name in the same directory and linking it to its
 own name once it is on the disk. The link is atomic, on NFS and Lustre too, and fails if the name
 is taken: of two writers one succeeds, and nothing is ever replaced. (``rename`` would replace.)
-
-What is read may be unpickled, so a file is opened first and then asked whose it is: the answer is
-about the very file that is read.
 """
 
 from __future__ import annotations
@@ -17,15 +14,17 @@ import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TypeVar
 
+from dask_batch.cache.opening import check_directory, open_owned, read_owned
 from dask_batch.cache.owner import Owner
+from dask_batch.cache.refusals import NO_LINKS, explain
+from dask_batch.cache.renaming import rename_no_replace
 from dask_batch.errors import CacheError
 
 __all__ = [
     "PRIVATE_PREFIX",
     "check_directory",
-    "explain",
     "fsync_directory",
     "make_directory",
     "open_owned",
@@ -38,9 +37,10 @@ __all__ = [
 
 PRIVATE_PREFIX = ".tmp"
 _WRITE_SIZE = 1 << 26  # Linux writes at most 2 GiB less a page at once
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
+_TRIES = 3
+
+_T = TypeVar("_T")
 
 
 # ---- publishing ------------------------------------------------------------------------------
@@ -66,10 +66,12 @@ def publish_no_clobber(path: Path, write: Callable[[Path], None], *, durable: bo
 
     Raises
     ------
+    FullError
+        No space is left, a quota is exceeded, or the file is too large; nothing is left behind.
     CacheError
-        No space is left, a quota is exceeded, or the file system refuses; nothing is left behind.
+        The file system refuses; nothing is left behind either.
     """
-    private = _create_private(path.parent)
+    private = _create_private(path)
     try:
         write(private)
         if durable:
@@ -78,8 +80,6 @@ def publish_no_clobber(path: Path, write: Callable[[Path], None], *, durable: bo
         if durable and published:
             fsync_directory(path.parent)
     except OSError as error:
-        if isinstance(error, CacheError):
-            raise
         explain(error, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -94,6 +94,8 @@ def publish_bytes(path: Path, data: bytes, *, durable: bool = True) -> bool:
         fd = os.open(private, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             write_all(fd, data)
+        except OSError as error:
+            explain(error, path, size=len(data))
         finally:
             os.close(fd)
 
@@ -116,24 +118,31 @@ def private_path(directory: Path) -> Path:
     return directory / "~".join(parts)
 
 
-def _create_private(directory: Path) -> Path:
-    private = private_path(directory)
+def _create_private(path: Path) -> Path:
+    """Make the empty private file beside a name, and its directory if that is missing."""
+    private = private_path(path.parent)
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        try:
-            fd = os.open(private, flags, 0o600)
-        except FileNotFoundError:
-            make_directory(directory)
-            fd = os.open(private, flags, 0o600)
+        fd = _in_made_directory(path.parent, lambda: os.open(private, flags, 0o600))
         try:
             os.fchmod(fd, 0o600)  # a umask may have taken our own bits
         finally:
             os.close(fd)
-    except CacheError:
-        raise
     except OSError as error:
-        explain(error, private)
+        with contextlib.suppress(OSError):
+            os.unlink(private)
+        explain(error, path)
     return private
+
+
+def _in_made_directory(directory: Path, make: Callable[[], _T]) -> _T:
+    """Make something in a directory; make that first if it is missing, or a clean-up took it."""
+    for _ in range(_TRIES):
+        try:
+            return make()
+        except FileNotFoundError:
+            make_directory(directory)
+    return make()
 
 
 def _link(private: Path, path: Path) -> bool:
@@ -145,6 +154,23 @@ def _link(private: Path, path: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.lstat(private), os.lstat(path))
         return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _rename(private, path, error)
+    return True
+
+
+def _rename(private: Path, path: Path, refused: OSError) -> bool:
+    """Give a file its name where there are no hard links, in one step too."""
+    try:
+        rename_no_replace(private, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in (*NO_LINKS, errno.EINVAL):
+            raise refused from error
+        raise
     return True
 
 
@@ -166,24 +192,6 @@ def fsync_directory(path: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def explain(error: OSError, path: Path) -> NoReturn:
-    """Raise a CacheError that says what the file system refused, and what to do."""
-    if error.errno == errno.ENOSPC:
-        message = f"no space is left on the file system of {path.parent}: free some"
-    elif error.errno == errno.EDQUOT:
-        message = f"the disk quota is exceeded in {path.parent}: free some space or files"
-    elif error.errno in _NO_LINKS and error.filename2 is not None:
-        message = (
-            f"the file system of {path.parent} has no hard links ({error.strerror}): "
-            "use a cache directory on another one"
-        )
-    else:
-        message = f"{path} cannot be written: {error.strerror or error}"
-    explained = CacheError(message)
-    explained.errno = error.errno
-    raise explained from error
 
 
 # ---- directories -----------------------------------------------------------------------------
@@ -215,81 +223,8 @@ def make_directory(path: Path) -> None:
     except CacheError:
         raise
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            explain(error, path)
         explained = CacheError(f"the directory {path} cannot be made: {error.strerror or error}")
         explained.errno = error.errno
         raise explained from error
-
-
-def check_directory(path: Path) -> None:
-    """Refuse a directory that somebody else owns or may write.
-
-    Raises
-    ------
-    CacheError
-        Names what is wrong with it, and the remedy.
-    """
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise CacheError(f"{path} cannot be looked at: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise CacheError(f"{path} is not a directory: name another cache directory")
-    _refuse_foreign(path, status)
-
-
-def _refuse_foreign(path: Path, status: os.stat_result) -> None:
-    if status.st_uid != os.geteuid():
-        raise CacheError(
-            f"{path} belongs to user {status.st_uid}, not to you ({os.geteuid()}): what is "
-            "unpickled from there would run as you. Use a cache directory of your own"
-        )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise CacheError(
-            f"{path} may be written by others (mode {stat.S_IMODE(status.st_mode):04o}): what is "
-            f"unpickled from there would run as you. If you trust its content: chmod go-w '{path}'"
-        )
-
-
-# ---- reading ---------------------------------------------------------------------------------
-
-
-def open_owned(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file that is ours and that nobody else may write.
-
-    Returns
-    -------
-    int
-        The file descriptor; the caller closes it.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    CacheError
-        It is not ours, others may write it, or it is no regular file.
-    """
-    try:
-        # Without O_NONBLOCK a fifo of that name would hold us for ever.
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        explained = CacheError(f"{path} cannot be opened: {reason}")
-        explained.errno = error.errno
-        raise explained from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise CacheError(f"{path} is not a regular file: remove it")
-        _refuse_foreign(path, status)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def read_owned(path: Path) -> bytes:
-    """Return the content of a file that :func:`open_owned` accepts."""
-    with os.fdopen(open_owned(path), "rb") as file:
-        return file.read()

@@ -21,13 +21,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from dask_batch.cache.files import write_all
 from dask_batch.cache.hdf5 import Part, Structure, attribute_parts, build
 from dask_batch.errors import CacheError, DamagedEntryError
 
-__all__ = ["Head", "Part", "read_head", "read_into", "verify_body", "write_container"]
+__all__ = [
+    "Head",
+    "Part",
+    "read_head",
+    "read_into",
+    "read_verified",
+    "verify_body",
+    "write_container",
+]
 
 VERSION = 1
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -204,17 +213,55 @@ def verify_body(fd: int, head: Head) -> None:
     DamagedEntryError
         They are not what was written.
     """
+    read_verified(fd, head, ())
+
+
+def read_verified(fd: int, head: Head, places: Sequence[tuple[int, int]]) -> list[memoryview]:
+    """Read stretches of a file into memory, and verify all that is behind its head meanwhile.
+
+    What is returned are the very bytes that were verified: a disk that gives other ones when it is
+    asked a second time makes no difference.
+
+    Parameters
+    ----------
+    places
+        Offset and size of each stretch, in bytes; they do not overlap.
+
+    Raises
+    ------
+    DamagedEntryError
+        The bytes are not what was written.
+    """
     digest = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(min(_CHUNK, head.size - head.userblock)))
+    buffers = [np.empty(size, np.uint8).data for _, size in places]  # aligned, and not filled first
     position = head.userblock
-    while position < head.size:
-        count = os.preadv(fd, [buffer[: head.size - position]], position)
-        if not count:
-            break
-        digest.update(buffer[:count])
-        position += count
+    for (offset, size), buffer in sorted(
+        zip(places, buffers, strict=True), key=lambda pair: pair[0]
+    ):
+        if size:
+            _digest_gap(fd, digest, position, offset)
+            _digest_into(fd, digest, buffer, offset)
+            position = offset + size
+    _digest_gap(fd, digest, position, head.size)
     if digest.hexdigest() != head.digest:
         raise DamagedEntryError("its content does not match its checksum")
+    return buffers
+
+
+def _digest_gap(fd: int, digest: xxhash.xxh3_128, start: int, end: int) -> None:
+    """Digest a stretch that nobody wants to keep."""
+    buffer = memoryview(bytearray(min(_CHUNK, end - start)))
+    for offset in range(start, end, _CHUNK):
+        _digest_into(fd, digest, buffer[: end - offset], offset)
+
+
+def _digest_into(fd: int, digest: xxhash.xxh3_128, buffer: memoryview, offset: int) -> None:
+    """Fill a buffer, and digest it piece by piece while it is in the processor's cache."""
+    for start in range(0, buffer.nbytes, _CHUNK):
+        piece = buffer[start : start + _CHUNK]
+        if read_into(fd, piece, offset + start) != piece.nbytes:
+            raise DamagedEntryError("it became shorter while it was read")
+        digest.update(piece)
 
 
 def _pread(fd: int, size: int, offset: int) -> bytes:

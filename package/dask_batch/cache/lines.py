@@ -1,16 +1,26 @@
-"""Files of JSON lines, each with one writer, that survive what a writer's death leaves."""
+"""Files of JSON lines, each with one writer, that survive what a writer's death leaves.
+
+A line is a JSON object, a tab, and the XXH3 (64 bits) of the object's text: a flipped bit in the
+id of a job would else be another job.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_batch.cache.files import explain, open_owned, publish_bytes, read_owned, write_all
+import xxhash
 
-__all__ = ["append_line", "read_lines"]
+from dask_batch.cache.files import open_owned, publish_bytes, read_owned, write_all
+from dask_batch.cache.refusals import explain
+
+__all__ = ["append_line", "line_of", "read_lines"]
+
+_SEALED = re.compile(rb"(.*)\t([0-9a-f]{16})")
 
 
 def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> None:
@@ -18,7 +28,7 @@ def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = False)
 
     If an earlier write was torn, the record begins on a line of its own.
     """
-    line = json.dumps(record, default=str).encode("ascii") + b"\n"
+    line = line_of(record)
     fd = _open_for_append(path)
     try:
         size = os.fstat(fd).st_size
@@ -28,7 +38,7 @@ def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = False)
         if durable:
             os.fsync(fd)
     except OSError as error:
-        explain(error, path)
+        explain(error, path, size=len(line))
     finally:
         os.close(fd)
 
@@ -44,17 +54,38 @@ def _open_for_append(path: Path) -> int:
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a file of JSON lines; none if there is no file.
 
-    A line that is not a JSON object was torn, by a writer that died or a disk that was full, and
-    is passed over.
+    A line that is not a JSON object, or does not match its checksum, was torn, by a writer that
+    died or a disk that was full, or damaged, and is passed over. (The first lines of format 1 had
+    no checksum.)
     """
     try:
         content = read_owned(path)
     except FileNotFoundError:
         return
     for line in content.split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
+        record = _record(line)
+        if record is not None:
             yield record
+
+
+def line_of(record: Mapping[str, Any]) -> bytes:
+    """Return a record as a line."""
+    text = json.dumps(record, default=str).encode("ascii")
+    return b"%b\t%b\n" % (text, _digest(text))
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    sealed = _SEALED.fullmatch(line)
+    if sealed is not None:
+        line = sealed[1]
+        if _digest(line) != sealed[2]:
+            return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _digest(text: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(text).encode("ascii")

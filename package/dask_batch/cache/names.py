@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
+from dask_batch.cache.aside import move_aside
 from dask_batch.cache.files import fsync_directory, publish_bytes
 from dask_batch.cache.records import read_record, seal
-from dask_batch.errors import ConfigurationError
+from dask_batch.errors import ConfigurationError, DamagedEntryError
 
 __all__ = ["bind", "resolve", "unbind"]
+
+logger = logging.getLogger(__name__)
 
 
 def bind(cache: Path, name: str, key: str) -> str | None:
     """Let a name stand for a key; return the key that it already stands for, if any."""
-    if publish_bytes(_path(cache, name), seal({"name": name, "key": key})):
-        return None
-    return resolve(cache, name)
+    while not publish_bytes(_path(cache, name), seal({"name": name, "key": key})):
+        standing = resolve(cache, name)
+        if standing is not None:
+            return standing
+    return None
 
 
 def resolve(cache: Path, name: str) -> str | None:
-    """Return the key that a name stands for."""
+    """Return the key that a name stands for; a damaged record is set aside, and stands for none."""
+    path = _path(cache, name)
     try:
-        key: str = read_record(_path(cache, name))["key"]
+        key: str = read_record(path)["key"]
     except FileNotFoundError:
+        return None
+    except DamagedEntryError as error:
+        moved = move_aside(cache, path, "damaged")
+        if moved is not None:
+            logger.warning(
+                "what cache_key=%r stands for is lost: %s (moved to %s)", name, error, moved
+            )
         return None
     return key
 

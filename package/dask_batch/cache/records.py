@@ -18,6 +18,9 @@ _BEGIN = b'{"xxh3_64": "'
 _MIDDLE = b'", "record": '
 _END = b"}\n"
 _DIGITS = 16
+_REMEDY = (
+    "dask_batch.verify mends what can be mended; else remove it once no job of its run is left"
+)
 
 
 def seal(record: Mapping[str, Any]) -> bytes:
@@ -65,6 +68,4 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         return unseal(data)
     except DamagedEntryError as error:
-        raise DamagedEntryError(
-            f"{path} is damaged ({error}): remove it once no job of its run is left"
-        ) from error
+        raise DamagedEntryError(f"{path} is damaged ({error}): {_REMEDY}") from error

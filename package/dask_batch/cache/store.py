@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
-import mmap
 import os
 import re
-import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import numpy as np
-
-from dask_batch.cache import directory, names
-from dask_batch.cache.files import fsync_directory, make_directory, open_owned, publish_no_clobber
-from dask_batch.cache.layout import Head, read_head, read_into, verify_body, write_container
+from dask_batch.cache import directory, entries, names
+from dask_batch.cache.aside import move_aside
+from dask_batch.cache.files import publish_no_clobber
+from dask_batch.cache.layout import write_container
+from dask_batch.cache.opening import look_again
 from dask_batch.cache.serialise import deserialise, serialise
-from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
+from dask_batch.errors import DamagedEntryError, MissingEntryError
 
 __all__ = ["Cache"]
 
@@ -31,8 +28,8 @@ logger = logging.getLogger(__name__)
 _KEY = re.compile(r"[0-9a-f]{64}")
 _ATTRIBUTE = re.compile(r"(?!key$|format$|format_version$)[a-z][a-z0-9_]*(?<!_json)")
 _CHECKED_WHOLE = 16 << 20  # up to this size, in bytes, check() reads all of an entry
-_MAPPED_FROM = 1 << 18  # smaller datasets are read: a map costs a page and one of 65,530 places
-_LISTED_FROM = 8  # so many keys in a shard, and listing it is cheaper than asking for each
+
+_T = TypeVar("_T")
 
 
 class Cache:
@@ -80,28 +77,31 @@ class Cache:
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all entries, in no order."""
-        try:
-            shards = os.listdir(self.path / "results")
-        except FileNotFoundError:
-            return
-        for shard in shards:
-            for name in os.listdir(self.path / "results" / shard):
+        for shard in entries.listed(self.path / "results"):
+            for name in entries.listed(self.path / "results" / shard):
                 if name.endswith(".h5") and _KEY.fullmatch(name[:-3]):
                     yield name[:-3]
 
     def present(self, keys: Iterable[str]) -> set[str]:
-        """Return which of some keys have an entry, without looking into it."""
+        """Return which of some keys have an entry, without looking into it.
+
+        Raises
+        ------
+        CacheError
+            The file system does not say: nothing may be concluded from that.
+        """
         wanted = sorted(set(keys))
         found: set[str] = set()
         for _, group in itertools.groupby(wanted, key=lambda key: key[:2]):
             shard = list(group)
-            found.update(_in_shard(self.path_of(shard[0]).parent, shard))
+            found.update(entries.in_shard(self.path_of(shard[0]).parent, shard))
         return found
 
     def size(self, key: str) -> int:
         """Return the size of an entry's file in bytes."""
+        path = self.path_of(key)
         try:
-            return os.stat(self.path_of(key)).st_size
+            return look_again(path, lambda: os.stat(path)).st_size
         except FileNotFoundError as error:
             raise _missing(key) from error
 
@@ -164,8 +164,8 @@ class Cache:
         DamagedEntryError
             It was damaged; it has been set aside.
         """
-        with self._opened(key) as (fd, head):
-            buffers = _mapped(fd, head) if mode == "map" else _copied(fd, head)
+        read = entries.mapped if mode == "map" else entries.copied
+        head, buffers = self._read(key, lambda fd: read(fd, key))
         try:
             return deserialise(head.content["value"], buffers)
         except Exception as error:
@@ -183,46 +183,33 @@ class Cache:
         aside with a warning.
         """
         try:
-            with self._opened(key, whole_up_to=_CHECKED_WHOLE) as (_, head):
-                return dict(head.content["attributes"])
+            head = self._read(key, lambda fd: entries.verified(fd, key, whole_up_to=_CHECKED_WHOLE))
         except (MissingEntryError, DamagedEntryError):
             return None
+        return dict(head.content["attributes"])
 
     def attributes(self, key: str) -> dict[str, Any]:
         """Return what was noted when the entry of a key was published."""
-        with self._opened(key, whole_up_to=0) as (_, head):
-            return dict(head.content["attributes"])
+        head = self._read(key, lambda fd: entries.verified(fd, key, whole_up_to=0))
+        return dict(head.content["attributes"])
 
-    @contextlib.contextmanager
-    def _opened(self, key: str, *, whole_up_to: int | None = None) -> Iterator[tuple[int, Head]]:
-        """Open an entry, verified, all of it if it is not larger than ``whole_up_to`` bytes."""
+    def _read(self, key: str, read: Callable[[int], _T]) -> _T:
+        """Read an entry; one that is damaged is set aside."""
         path = self.path_of(key)
         try:
-            fd = open_owned(path)
+            return entries.read_entry(path, read, lambda reason: self.set_aside(key, reason))
         except FileNotFoundError as error:
             raise _missing(key) from error
-        try:
-            try:
-                head = _verified(fd, key, whole_up_to)
-            except DamagedEntryError as error:
-                if _has_name(fd, path):  # else it has been moved, and may have been replaced
-                    self.set_aside(key, str(error))
-                raise DamagedEntryError(
-                    f"the result {key[:12]} in {self.path} was damaged, and is set aside: {error}"
-                ) from error
-            except CacheError:
-                raise
-            except OSError as error:
-                raise CacheError(f"{path} cannot be read: {error.strerror}") from error
-            yield fd, head
-        finally:
-            os.close(fd)
+        except DamagedEntryError as error:
+            raise DamagedEntryError(
+                f"the result {key[:12]} in {self.path} was damaged, and is set aside: {error}"
+            ) from error
 
     # ---- out of the way --------------------------------------------------------------------
 
     def set_aside(self, key: str, reason: str) -> None:
         """Move a damaged entry to ``damaged/`` and warn; the key is absent from then on."""
-        moved = self._move(key, "damaged")
+        moved = move_aside(self.path, self.path_of(key), "damaged")
         if moved is not None:
             logger.warning(
                 "the result %s in %s is damaged (%s): it is set aside as %s and will be "
@@ -232,21 +219,7 @@ class Cache:
 
     def retire(self, key: str) -> bool:
         """Move an entry to ``retired/``, so that its key can be published anew."""
-        return self._move(key, "retired") is not None
-
-    def _move(self, key: str, where: str) -> Path | None:
-        """Move an entry; None if there was none (any more)."""
-        source = self.path_of(key)
-        make_directory(self.path / where)
-        target = self.path / where / f"{key}.{time.time_ns()}.{secrets.token_hex(4)}.h5"
-        try:
-            os.rename(source, target)
-            fsync_directory(source.parent)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise CacheError(f"{source} cannot be moved away: {error.strerror}") from error
-        return target
+        return move_aside(self.path, self.path_of(key), "retired") is not None
 
     # ---- names -----------------------------------------------------------------------------
 
@@ -271,72 +244,6 @@ class Cache:
 
 
 # ---- pieces ----------------------------------------------------------------------------------
-
-
-def _in_shard(shard: Path, keys: list[str]) -> Iterator[str]:
-    """Yield the keys that have an entry in their shard.
-
-    Opening the directory makes an NFS client ask its server whether it has changed.
-    """
-    try:
-        fd = os.open(shard, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        if len(keys) >= _LISTED_FROM:
-            there = set(os.listdir(fd))
-            yield from (key for key in keys if f"{key}.h5" in there)
-            return
-        for key in keys:
-            try:
-                os.stat(f"{key}.h5", dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            yield key
-    finally:
-        os.close(fd)
-
-
-def _verified(fd: int, key: str, whole_up_to: int | None) -> Head:
-    head = read_head(fd)
-    if head.content.get("key") != key:
-        raise DamagedEntryError(f"it holds the key {head.content.get('key')}")
-    if whole_up_to is None or head.size <= whole_up_to:
-        verify_body(fd, head)
-    return head
-
-
-def _has_name(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _value_parts(head: Head) -> list[tuple[int, int]]:
-    return [(at, size) for name, at, size in head.parts if not name.startswith("attributes/")]
-
-
-def _copied(fd: int, head: Head) -> list[memoryview]:
-    return [_read(fd, offset, size) for offset, size in _value_parts(head)]
-
-
-def _mapped(fd: int, head: Head) -> list[memoryview]:
-    parts = _value_parts(head)
-    if all(size < _MAPPED_FROM for _, size in parts):
-        return _copied(fd, head)
-    whole = memoryview(mmap.mmap(fd, head.size, access=mmap.ACCESS_COPY))
-    return [
-        whole[offset : offset + size] if size >= _MAPPED_FROM else _read(fd, offset, size)
-        for offset, size in parts
-    ]
-
-
-def _read(fd: int, offset: int, size: int) -> memoryview:
-    buffer = np.empty(size, np.uint8).data  # aligned, and not filled first
-    if read_into(fd, buffer, offset) != size:
-        raise CacheError("a result became shorter while it was read")
-    return buffer
 
 
 def _checked_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
