@@ -3,8 +3,6 @@ from __future__ import annotations
 import pytest
 
 from dask_batch.backends.templating import (
-    directive_value,
-    quote_in_directives,
     render,
     template_values,
     template_variables,
@@ -114,28 +112,3 @@ def test_templates_run_in_a_sandbox():
 def test_a_template_that_fails_says_how():
     with pytest.raises(TemplateError, match="ZeroDivisionError"):
         render("{{ cores / 0 }}", values())
-
-
-@pytest.mark.parametrize(
-    ("text", "quoted"),
-    [
-        ("debug", "debug"),
-        ("/a/b-c_d.out", "/a/b-c_d.out"),
-        ("/a b", '"/a b"'),
-        ("it's", '"it\'s"'),
-        ('say "x"', '"say \\"x\\""'),
-        ("back\\slash", '"back\\\\slash"'),
-        ("a#b", '"a#b"'),
-        ("", '""'),
-    ],
-)
-def test_values_of_directives_are_quoted_where_they_need_it(text, quoted):
-    assert directive_value(text) == quoted
-
-
-def test_bare_paths_in_directives_are_quoted_afterwards():
-    script = "#SBATCH --chdir=/a b\n#SBATCH -D /a b/c\n#SBATCH --x='/a b'\ncd /a b\n"
-    assert quote_in_directives(script, "/a b") == (
-        '#SBATCH --chdir="/a b"\n#SBATCH -D "/a b/c"\n#SBATCH --x=\'/a b\'\ncd /a b\n'
-    )
-    assert quote_in_directives(script, "/a") == script

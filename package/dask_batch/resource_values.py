@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias
@@ -18,6 +20,7 @@ from typing import Any, TypeAlias
 __all__ = [
     "Check",
     "arguments",
+    "command",
     "count",
     "directives",
     "directory",
@@ -115,10 +118,33 @@ def line(value: Any) -> str:
 
 
 def word(value: Any) -> str:
-    """Accept one word, as names of partitions and accounts are: no blanks, no quotes."""
+    """Accept one word, as names of partitions and accounts are: nothing that a shell would read."""
     string = line(value)
-    if any(character in " \"'\\" for character in string):
-        raise ValueError("must be one word without quotes")
+    if not _WORD.fullmatch(string):
+        raise ValueError("must be one word of letters, digits and any of '_.,:@%+=/-'")
+    return string
+
+
+_WORD = re.compile(r"(?!-)[\w@%+=:,./-]+")
+
+
+def features(value: Any) -> str:
+    """Accept features of nodes with the operators between them, such as ``(a|b)&c*2``."""
+    string = line(value)
+    if not _FEATURES.fullmatch(string):
+        raise ValueError("must be names of features, with any of '&|,*+!()[]' between them")
+    return string
+
+
+_FEATURES = re.compile(r"(?!-)[\w@%=:./\-&|,*+!()\[\] ]+")
+
+
+def command(value: Any) -> str:
+    """Accept a program, or a program with arguments in the shell's syntax."""
+    string = line(value)
+    words = (string,) if shutil.which(string) else _words(string)
+    if not words or words[0].startswith("-"):
+        raise ValueError("must begin with a program")
     return string
 
 
@@ -151,16 +177,25 @@ def directives(value: Any) -> tuple[str, ...]:
     parts = value.split("\n") if isinstance(value, str) else _sequence(value)
     stripped = (line(part).strip().removeprefix("#SBATCH").strip() for part in parts)
     options = tuple(option for option in stripped if option)
-    if not all(option.startswith("-") for option in options):
-        raise ValueError("must be options that start with a dash")
+    for option in options:
+        if not option.startswith("-"):
+            raise ValueError("must be options that start with a dash")
+        _words(option)
     return options
 
 
 def arguments(value: Any) -> tuple[str, ...]:
     """Accept arguments as a sequence, or as one string in the shell's syntax."""
     if isinstance(value, str):
-        return tuple(shlex.split(line(value)))
+        return _words(line(value))
     return tuple(line(part) for part in _sequence(value))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"must be words in the shell's syntax ({str(error).lower()})") from None
 
 
 def _sequence(value: Any) -> Sequence[Any]:

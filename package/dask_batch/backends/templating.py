@@ -4,15 +4,17 @@ The variables are ``command``, ``working_directory`` (the folder of the job's lo
 ``dependency`` and ``dependency_list``, and every resource; None when unset. A name that is
 missing or None is false in a test, and an error when printed.
 
-What a value may do is limited at both ends: values are one line of printable text (a newline
-would end a directive and begin another), and templates run in Jinja2's sandbox.
+Templates are code of the user's own, values are not: a value is one line of printable text, is
+never rendered itself, and arrives quoted as its place in the script needs it
+(:mod:`dask_batch.backends.carried`). Templates run in Jinja2's sandbox, without a loader: they
+reach no attribute of Python's inner life and no file.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources as package_files
 from types import MappingProxyType
@@ -21,19 +23,20 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from dask_batch.backends.carried import Cargo, Carried, directive_value
 from dask_batch.errors import TemplateError
 
 __all__ = [
     "Dependency",
     "builtin_template",
-    "directive_value",
-    "quote_in_directives",
     "render",
     "template_values",
     "template_variables",
 ]
+
+_LARGEST_SCRIPT = 4 << 20  # Slurm's max_script_size, unless a site has chosen another
 
 
 class Dependency(list[str]):
@@ -77,33 +80,14 @@ class _Missing(jinja2.Undefined):
         self._fail_with_undefined_error()
 
 
-def directive_value(text: object) -> str:
-    """Quote a value for a ``#SBATCH`` line where it needs it.
-
-    >>> directive_value("debug"), directive_value("/a b/1.out")
-    ('debug', '"/a b/1.out"')
-    """
-    string = str(text)
-    if string and not set(string) & set(" \t\"'\\#"):
-        return string
-    return '"' + string.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _directive(value: Any) -> Any:
+    """Quote for a ``#SBATCH`` line; what is carried gets its quotes when its place is known."""
+    return value if isinstance(value, Carried) else directive_value(value)
 
 
-def quote_in_directives(script: str, value: str) -> str:
-    """Quote a path where the ``#SBATCH`` lines of a script hold it bare.
-
-    ``#SBATCH --chdir={{ working_directory }}`` is in every template in use, and a folder with a
-    blank in its name would end the option early.
-    """
-    if directive_value(value) == value:
-        return script
-    bare = re.compile(r"(?<=[=\s])" + re.escape(value) + r"\S*")
-    return "".join(
-        bare.sub(lambda match: directive_value(match[0]), line)
-        if line.startswith("#SBATCH")
-        else line
-        for line in script.splitlines(keepends=True)
-    )
+def _quote(value: Any) -> Any:
+    """Quote for the shell; what is carried gets its quotes when its place is known."""
+    return value if isinstance(value, Carried) else shlex.quote(str(_printed(value)))
 
 
 def _default(value: Any, default: Any = "", boolean: bool = False) -> Any:
@@ -117,7 +101,7 @@ def _printed(value: Any) -> Any:
     """Refuse to print what is not there; print whole floats as integers."""
     if value is None:
         raise _PrintedNoneError
-    if isinstance(value, _Gigabytes):
+    if isinstance(value, (Carried, _Gigabytes)):
         return str(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -139,10 +123,14 @@ class _Generator(CodeGenerator):
         self.write("))")
 
 
-class _Environment(SandboxedEnvironment):
+class _Environment(ImmutableSandboxedEnvironment):
     """Jinja2's sandbox, in which None cannot be printed."""
 
     code_generator_class = _Generator
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Keep templates from what a carried value carries."""
+        return not isinstance(obj, Carried) and super().is_safe_attribute(obj, attr, value)
 
     @staticmethod
     def joined(operands: Iterable[Any]) -> str:
@@ -155,7 +143,8 @@ def _environment() -> _Environment:
     environment = _Environment(
         undefined=_Missing, finalize=_printed, autoescape=False, keep_trailing_newline=True
     )
-    environment.filters["directive"] = directive_value
+    environment.filters["directive"] = _directive
+    environment.filters["quote"] = _quote
     environment.filters["default"] = environment.filters["d"] = _default
     return environment
 
@@ -241,9 +230,12 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
         cannot be part of a script.
     """
     template = _compiled(source)
-    _refuse_control_characters(variables)
+    cargo = Cargo()
+    visible = {name: cargo.load(name, value) for name, value in variables.items()}
     try:
-        script = template.render(variables)
+        script = _bounded(template.generate(visible))
+    except TemplateError:
+        raise
     except jinja2.UndefinedError as error:
         raise TemplateError(
             f"the submission template prints a name that is missing: {error.message}. "
@@ -251,7 +243,23 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
         ) from error
     except Exception as error:  # a template is a program: it may fail in any way
         raise TemplateError(_failure(source, variables, error)) from error
+    script = cargo.deliver(script)
     return script if script.endswith("\n") else script + "\n"
+
+
+def _bounded(pieces: Iterable[str]) -> str:
+    """Join what a template prints, up to the size of a script that Slurm takes."""
+    kept: list[str] = []
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > _LARGEST_SCRIPT:
+            raise TemplateError(
+                f"the submission template prints more than {_LARGEST_SCRIPT >> 20} MiB: Slurm "
+                "takes no such script"
+            )
+        kept.append(piece)
+    return "".join(kept)
 
 
 def _failure(source: str, variables: Mapping[str, Any], error: Exception) -> str:
@@ -271,16 +279,3 @@ def _failure(source: str, variables: Mapping[str, Any], error: Exception) -> str
         f"the submission template prints what is not set: {names}{what}. Set it in "
         f"resource_dict, or put {{% if {next(iter(unset))} %}} ... {{% endif %}} around it."
     )
-
-
-def _refuse_control_characters(variables: Mapping[str, Any]) -> None:
-    for name, value in variables.items():
-        # The prologue is shell text, and the template's own text needs no guard.
-        if name in ("job_script_prologue", "submission_template"):
-            continue
-        for text in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(text, str) and any(ord(c) < 32 or ord(c) == 127 for c in text):
-                raise TemplateError(
-                    f"{name!r} has a newline or another control character in it and cannot be "
-                    f"part of a job script: {text!r}"
-                )
