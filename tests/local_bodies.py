@@ -37,6 +37,44 @@ def body_count(folder: Path, index: int) -> int:
     return 0
 
 
+def body_fail_until_file(folder: Path, index: int) -> int:
+    """Count, and fail as long as the test has not left the file ``mended``."""
+    body_count(folder, index)
+    return 0 if (folder / "mended").exists() else 5
+
+
+def body_warned(folder: Path, index: int) -> int:
+    """Listen for the warning before the time limit, and end upon it."""
+    warned: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, _: warned.append(number))
+    note(folder, index, os.getpid())
+    while not warned:
+        signal.pause()
+    return 4
+
+
+def body_vanish(folder: Path, index: int) -> int:
+    os._exit(0)
+
+
+def body_steward(folder: Path, index: int) -> int:
+    """Do with the queue what a client does: look, run again, hand over, cancel."""
+    from local_harness import Bench
+
+    told = json.loads((folder / "told").read_text())
+    bench = Bench(folder, first_index=1000)
+    again = bench.job("fail_until_file", told["name"], index=told["index"])
+    new = bench.job("count")
+    ids = bench.submit(new)
+    (folder / "mended").touch()
+    rerun = bench.backend.rerun(again, told["id"], {})
+    bench.backend.cancel([told["cancel"]])
+    ended = bench.end({**ids, "again": rerun})
+    note(folder, index, [rerun, *(status.state.value for status in ended.values())])
+    bench.backend.close()
+    return 0
+
+
 def body_exit_three(folder: Path, index: int) -> int:
     return 3
 
@@ -143,3 +181,7 @@ def _open_files() -> list[str]:
             continue
         names.append(name)
     return names
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1], int(sys.argv[2])))

@@ -46,21 +46,27 @@ def alive(pid: int) -> bool:
 class Bench:
     """Jobs, their folder, and a backend to run them on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, first_index: int = 0) -> None:
         self.folder = folder
         self.environment = dict(os.environ)
         self.backend = LocalBackend()
-        self._count = 0
+        self._count = first_index
 
     def job(
         self,
         body: str,
         name: str | None = None,
         *,
+        index: int | None = None,
         parents: Sequence[str] = (),
         after: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         preload: tuple[str, ...] = (),
+        program: str = "dask_batch.job",
+        repeatable: bool = False,
+        patient: bool = False,
+        after_failure: Sequence[str] = (),
+        after_end: Sequence[str] = (),
         **resources: Any,
     ) -> Job:
         """Return a job that runs ``local_bodies.body_<body>``."""
@@ -68,7 +74,7 @@ class Bench:
         return Job(
             name=name or f"{self.folder.name}.{self._count}",
             definition=self.folder / body,
-            index=self._count,
+            index=self._count if index is None else index,
             resources=resources,
             parents=tuple(parents),
             after=tuple(after),
@@ -76,6 +82,11 @@ class Bench:
             working_directory=self.folder,
             environment=self.environment if environment is None else environment,
             preload=preload,
+            program=program,
+            repeatable=repeatable,
+            patient=patient,
+            after_failure=tuple(after_failure),
+            after_end=tuple(after_end),
         )
 
     def submit(

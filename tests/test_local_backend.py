@@ -234,7 +234,7 @@ def test_a_forked_job_sees_what_a_new_process_would_see(given: Bench) -> None:
     assert seen["session"]
     assert seen["threads"] == 1
     assert seen["blocked"] == []
-    assert seen["ignored"] == sorted([signal.SIGPIPE, signal.SIGXFSZ])
+    assert seen["ignored"] == sorted([signal.SIGPIPE, signal.SIGXFSZ, signal.SIGUSR1])
     assert seen["main"] == "__main__"
     assert not {"networkx", "jinja2", "dask.array"} & set(seen["modules"])
 

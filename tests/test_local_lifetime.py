@@ -252,7 +252,7 @@ def test_strangers_messages_do_no_harm(given: Bench) -> None:
     ids = given.submit(job := given.job("forever"))
     given.finding(job)
     path = next(Path(os.environ["DASK_BATCH_QUEUE_DIR"]).glob("*.sock"))
-    hello = b'\0\0\0\x1c{"type":"hello","version":1}'
+    hello = b'\0\0\0\x1c{"type":"hello","version":2}'
     for data in (
         b"GET / HTTP/1.1\r\n\r\n",
         b"\xff\xff\xff\xff",

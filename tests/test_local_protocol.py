@@ -73,7 +73,7 @@ def test_a_hand_over_comes_out_as_it_went_in() -> None:
         for i in range(900)
     ]
     members = [
-        Member(f"n{i}", profiles[i % 900], i, (i - 1,) if i else (), ("local-1",))
+        Member(f"n{i}", profiles[i % 900], i, (i - 1,) if i else (), ("local-1",), i % 3 == 0)
         for i in range(20_000)
     ]
     staged = Staged()
@@ -97,6 +97,7 @@ GOOD: dict[str, Any] = {
             "environment": 0,
             "python": "/p",
             "prologue": "",
+            "program": "dask_batch.job",
             "cpus": 1,
             "memory_bytes": 0,
             "limit_memory": False,
@@ -106,7 +107,7 @@ GOOD: dict[str, Any] = {
             "preload": [],
         }
     ],
-    "jobs": [["n", 0, 1, [], []]],
+    "jobs": [["n", 0, 1, [], [], {}]],
 }
 
 
@@ -140,12 +141,16 @@ def changed_profile(**changes: Any) -> dict[str, Any]:
         changed_profile(run_time_s=float("inf")),
         changed_profile(preload="numpy"),
         changed_profile(preload=[1]),
-        GOOD | {"jobs": [["n", 1, 1, [], []]]},
+        GOOD | {"jobs": [["n", 1, 1, [], [], {}]]},
         GOOD | {"jobs": [["n", 0, 1, []]]},
-        GOOD | {"jobs": [[None, 0, 1, [], []]]},
-        GOOD | {"jobs": [["n", 0, -1, [], []]]},
-        GOOD | {"jobs": [["n", 0, 1, [True], []]]},
-        GOOD | {"jobs": [["n", 0, 1, [], [1]]]},
+        GOOD | {"jobs": [[None, 0, 1, [], [], {}]]},
+        GOOD | {"jobs": [["n", 0, -1, [], [], {}]]},
+        GOOD | {"jobs": [["n", 0, 1, [True], [], {}]]},
+        GOOD | {"jobs": [["n", 0, 1, [], [1], {}]]},
+        GOOD | {"jobs": [["n", 0, 1, [], []]]},
+        GOOD | {"jobs": [["n", 0, 1, [], [], []]]},
+        GOOD | {"jobs": [["n", 0, 1, [], [], {"after_end": "local-1"}]]},
+        GOOD | {"jobs": [["n", 0, 1, [], [], {"after_failure": [1]}]]},
         GOOD | {"jobs": 5},
     ],
 )

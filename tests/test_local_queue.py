@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dask_batch.backends.base import JobState
-from dask_batch.backends.local.queue import PASS_LIMIT
 from dask_batch.backends.local.queue import WorkQueue as Queue
 from dask_batch.backends.local.records import Demand, Entry, Outcome, RefusedError
+from dask_batch.backends.local.room import PASS_LIMIT
 
 GOOD = Outcome(JobState.COMPLETED, exit_code=0)
 BAD = Outcome(JobState.FAILED, exit_code=1)
 
 
-def entry(name: str, *parents: int, cpus: int = 1, memory: int = 0, **more: object) -> Entry:
-    after = more.pop("after", ())
-    return Entry(name, Demand(cpus, memory, **more), parents, after)  # type: ignore[arg-type]
+def entry(name: str, *parents: int, cpus: int = 1, memory: int = 0, **more: Any) -> Entry:
+    demand = {key: more.pop(key) for key in ("group", "priority") if key in more}
+    return Entry(name, Demand(cpus, memory, **demand), parents, **more)
 
 
 def started(queue: Queue) -> list[str]:

@@ -7,7 +7,7 @@ import secrets
 import select
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from dask_batch.backends.base import Job, JobState, JobStatus
@@ -79,7 +79,7 @@ class LocalBackend:
         """Return the shell script that does what the queue does to start a job."""
         how = profile(job, job.environment)
         text = shell_script(
-            command(how.python, how.definition, job.index),
+            command(how.python, how.definition, job.index, how.program),
             prologue=how.prologue,
             working_directory=how.working_directory,
             variables=thread_variables(how.cpus) | {"DASK_BATCH_BACKEND": self.name},
@@ -124,9 +124,35 @@ class LocalBackend:
         answer = queue.request([*parts(members), last])
         if answer["type"] == "taken":
             return int(answer["first"])
-        refusal = SubmissionError(1, [_SOURCE], str(answer.get("message", "it gave no reason")))
-        refusal.job_name = str(answer.get("name", ""))
-        raise refusal
+        raise _refusal(answer)
+
+    def rerun(self, job: Job, job_id: str, dependents: Mapping[str, Sequence[str]]) -> str:
+        """Run an ended job once more; see :class:`.base.Backend`.
+
+        Raises
+        ------
+        SubmissionError
+            The queue refused.
+        BackendUnavailableError
+            There is no queue, and none can be started.
+        """
+        request = {"type": "rerun", "job": job_id, "group": self._group, "cap": self._max_workers}
+        members = [Profiles().member(job)]
+        with self._lock:
+            answer = self._twice([*parts(members), request])
+            if answer["type"] == "refused":
+                raise _refusal(answer)
+            now_id: str = answer["job"]
+            self._known.pop(now_id, None)
+            if now_id != job_id:
+                self._repoint(dependents, job_id, now_id)
+            return now_id
+
+    def _repoint(self, dependents: Mapping[str, Sequence[str]], gone: str, new: str) -> None:
+        """Have jobs wait for the one that has taken another's place."""
+        for dependent, parents in dependents.items():
+            ids = [new if parent == gone else parent for parent in parents]
+            self._twice([{"type": "repoint", "job": dependent, "parents": ids}])
 
     def release(self, job_ids: Sequence[str]) -> None:
         """Let held jobs go."""
@@ -232,12 +258,15 @@ class LocalBackend:
         answers = []
         with self._lock:
             for piece in _pieces(items):
-                request = {"type": kind, field: piece}
-                try:
-                    answers.append(self._connected().request([request]))
-                except LostConnectionError:
-                    answers.append(self._connected().request([request]))
+                answers.append(self._twice([{"type": kind, field: piece}]))
         return answers
+
+    def _twice(self, messages: Sequence[Message]) -> Message:
+        """Make a request that may be made twice."""
+        try:
+            return self._connected().request(messages)
+        except LostConnectionError:
+            return self._connected().request(messages)
 
     def _told(self, message: Message) -> None:
         """Take in news."""
@@ -271,7 +300,7 @@ class LocalBackend:
 
 def status_of(record: Sequence[Any]) -> JobStatus:
     """Read a record as the queue sends it."""
-    job_id, state, exit_code, signal, reason = record[:5]
+    job_id, state, exit_code, signal, reason, name = record[:6]
     try:
         known = JobState(state)
     except ValueError:
@@ -284,7 +313,15 @@ def status_of(record: Sequence[Any]) -> JobStatus:
         signal=signal,
         reason=reason,
         source=_SOURCE,
+        name=name,
     )
+
+
+def _refusal(answer: Message) -> SubmissionError:
+    """Return the error for what the queue did not take."""
+    refusal = SubmissionError(1, [_SOURCE], str(answer.get("message", "it gave no reason")))
+    refusal.job_name = str(answer.get("name", ""))
+    return refusal
 
 
 def _pieces(items: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -101,11 +101,15 @@ class Connection:
     def _take(self) -> Message | None:
         """Pass on news and return the answer, if it has come."""
         answer = None
-        for message in self._channel.receive():
-            if message["type"] == "news":
-                self._told(message)
-            else:
-                answer = message
+        try:
+            for message in self._channel.receive():
+                if message["type"] == "news":
+                    self._told(message)
+                else:
+                    answer = message
+        except EOFError:  # the answer to a request to end may be the last that comes
+            if answer is None:
+                raise
         return answer
 
     def await_end(self) -> None:

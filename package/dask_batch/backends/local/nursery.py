@@ -87,7 +87,7 @@ class Nursery:
                 if message["type"] == "start":
                     self._start(message)
                 elif message["type"] == "signal":
-                    self._signal(message["job"], message["signal"])
+                    self._signal(message["job"], message["signal"], main=message["main"])
         except EOFError:
             self._be_orphaned()
 
@@ -146,10 +146,15 @@ class Nursery:
         for end in self._wake:
             end.close()
 
-    def _signal(self, job_id: str, number: int) -> None:
-        """Signal a job's session, if the job has not ended: a pid that was reaped is nobody's."""
+    def _signal(self, job_id: str, number: int, *, main: bool) -> None:
+        """Signal a job's session or its main process, if that has not ended.
+
+        A pid that was reaped is nobody's; those of living and of unreaped jobs are theirs.
+        """
         for pid, known in self.jobs.items():
-            if known == job_id:
+            if known == job_id and main:
+                os.kill(pid, number)
+            elif known == job_id:
                 processes.signal_session(pid, number)
 
     def _reap(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from dask_batch.backends.base import Job
 from dask_batch.backends.local.interpreter import package_environment
+from dask_batch.backends.local.script import DEFAULT_PROGRAM
 from dask_batch.backends.local.submission import Member, Profile
 from dask_batch.errors import ResourceError
 
@@ -93,14 +94,31 @@ class Profiles:
             if missing:
                 raise ValueError(f"{job.name}: its parent {missing[0]} does not precede it")
             parents = tuple(positions[name] for name in job.parents)
-            members.append(Member(job.name, self._profile(job), job.index, parents, job.after))
+            members.append(self._member(job, parents))
             positions[job.name] = len(positions)
         return members
+
+    def member(self, job: Job) -> Member:
+        """Return one job whose parents have been handed over before."""
+        return self._member(job, ())
+
+    def _member(self, job: Job, parents: tuple[int, ...]) -> Member:
+        return Member(
+            name=job.name,
+            profile=self._profile(job),
+            index=job.index,
+            parents=parents,
+            after=tuple(job.after),
+            repeatable=job.repeatable,
+            patient=job.patient,
+            after_failure=tuple(job.after_failure),
+            after_end=tuple(job.after_end),
+        )
 
     def _profile(self, job: Job) -> Profile:
         # Equal mappings are usually the same object; where not, only some bytes are wasted.
         alike = (
-            *(job.definition, job.log_directory, job.working_directory, job.preload),
+            *(job.definition, job.log_directory, job.working_directory, job.preload, job.program),
             *(id(job.resources), id(job.environment)),
         )
         if alike not in self._profiles:
@@ -128,7 +146,14 @@ def profile(job: Job, environment: Mapping[str, str]) -> Profile:
         run_time_s=wanted.get("run_time_max"),
         priority=int(wanted.get("priority") or 0),
         prologue=prologue if isinstance(prologue, str) else "\n".join(prologue),
-        # Elsewhere system libraries do not survive a fork without exec.
-        warm=sys.platform == "linux" and not prologue and not wanted.get("python"),
+        warm=_may_be_forked(job),
         preload=job.preload,
+        program=job.program,
     )
+
+
+def _may_be_forked(job: Job) -> bool:
+    """Whether a warm parent, which has imported what tasks need, may fork it."""
+    own_start = job.resources.get("job_script_prologue") or job.resources.get("python")
+    # Elsewhere system libraries do not survive a fork without exec.
+    return sys.platform == "linux" and job.program == DEFAULT_PROGRAM and not own_start

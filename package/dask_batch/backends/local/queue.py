@@ -2,46 +2,36 @@
 
 Policy
 ------
-A job is *held* until it is released, then *waits* for its parents, then for CPUs and memory.
-Among the jobs that could start, the higher priority goes first, then the one handed over first.
-One that does not fit lets smaller ones pass, but only :data:`PASS_LIMIT` times: after that
-nothing starts until it fits. Jobs of a group (one executor) that is at its cap do not count as
-passed over.
+A job is *held* until it is released, then *waits* for its parents, then for CPUs and memory
+(:mod:`.room`). When a job does not succeed, everything that depends on it ends as *dependency
+failed*, at once. Except that the failure of a job that may be run again leaves those that wait
+for it directly in the queue, *stuck*: until they are cancelled, or that job has succeeded.
 
-When a job does not succeed, everything that depends on it ends as *dependency failed*, at once.
-
-State
------
-Jobs are numbered from 0 in the order of hand-over. The ones that are ready wait in one heap per
-*shape* (CPUs, memory, group), so that looking for the next job costs as many steps as there are
-different shapes, however many jobs wait.
+Jobs are numbered from 0 in the order of hand-over. Everything that happens depends on the events
+alone, so that a later queue that is given the same ones comes to the same state.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.local.records import Entry, Outcome, QueuedJob, RefusedError
+from dask_batch.backends.local.room import Room
 
-__all__ = ["PASS_LIMIT", "WorkQueue"]
+__all__ = ["WorkQueue"]
 
-PASS_LIMIT = 16
-
-
-@dataclass(slots=True)
-class _Group:
-    """The jobs of one executor: at most ``cap`` of them run at a time."""
-
-    cap: int
-    jobs: int = 0
-    running: int = 0
-
-
-_Shape = tuple[int, int, str | None]
+_ALL_SUCCEEDED = Outcome(
+    JobState.DEPENDENCY_FAILED, reason="it was for a failure, and everything has succeeded"
+)
+_FAILED_ITSELF = frozenset(
+    {
+        *(JobState.FAILED, JobState.TIMEOUT, JobState.OUT_OF_MEMORY),
+        *(JobState.NODE_FAILURE, JobState.PREEMPTED, JobState.LOST),
+    }
+)
+"""What may be followed by another run; a job that was cancelled is not run again."""
 
 
 class WorkQueue:
@@ -58,20 +48,21 @@ class WorkQueue:
     ----------
     changed : set of int
         Numbers of jobs whose state has changed; the caller empties it.
+    ended : list of QueuedJob
+        Jobs that have ended, in order; the caller empties it.
     """
 
     def __init__(self, *, cpus: int, memory_bytes: int, keep_ended: int = 100_000) -> None:
         self.cpus, self.memory_bytes = cpus, memory_bytes
-        self.free_cpus, self.free_memory_bytes = cpus, memory_bytes
         self.changed: set[int] = set()
+        self.ended: list[QueuedJob] = []
+        self._room = Room(cpus, memory_bytes)
         self._jobs: dict[int, QueuedJob] = {}
         self._names: dict[str, int] = {}
         self._ended: OrderedDict[int, None] = OrderedDict()
         self._keep_ended = keep_ended
-        self._next_number = 0
-        self._ready: dict[_Shape, list[tuple[int, int]]] = {}
-        self._groups: dict[str, _Group] = {}
         self._running: dict[int, None] = {}
+        self.next_number = 0
 
     # ---- looking ---------------------------------------------------------------------------
 
@@ -97,14 +88,24 @@ class WorkQueue:
         return tuple(self._running)
 
     @property
+    def free_cpus(self) -> int:
+        """How many CPUs no job has taken."""
+        return self._room.free_cpus
+
+    @property
+    def free_memory_bytes(self) -> int:
+        """How much memory no job has taken."""
+        return self._room.free_memory_bytes
+
+    @property
     def can_progress(self) -> bool:
         """Whether a job runs or may start without a further event from a client."""
-        return bool(self._running) or any(self._head(shape) for shape in list(self._ready))
+        return bool(self._running) or self._room.anyone()
 
     # ---- events ----------------------------------------------------------------------------
 
     def hand_over(self, entries: Sequence[Entry], *, cap: int | None = None) -> range:
-        """Take a graph of jobs, whole or not at all; those without parents in it are held.
+        """Take a graph of jobs, whole or not at all; those that wait for nothing are held.
 
         Parameters
         ----------
@@ -118,13 +119,13 @@ class WorkQueue:
         RefusedError
             Nothing was taken.
         """
-        self._check(entries)
-        first = self._next_number
+        self.check(entries)
+        first = self.next_number
         for entry in entries:
             self._add(entry, first, cap)
-        for number in range(first, self._next_number):
-            self._fail_if_impossible(number)
-        return range(first, self._next_number)
+        for number in range(first, self.next_number):
+            self._settle(self._jobs[number])
+        return range(first, self.next_number)
 
     def release(self, numbers: Iterable[int]) -> None:
         """Let held jobs go. Others are left as they are."""
@@ -132,7 +133,7 @@ class WorkQueue:
             job = self._jobs.get(number)
             if job is not None and job.state is JobState.HELD:
                 self._set_state(job, JobState.WAITING)
-                self._make_ready_if_met(job)
+                self._queue_if_ready(job)
 
     def cancel(self, number: int, reason: str = "") -> bool:
         """End a job that has not started; True if it runs, and must be killed by the caller."""
@@ -144,133 +145,182 @@ class WorkQueue:
         self._finish(job, Outcome(JobState.CANCELLED, reason=reason))
         return False
 
+    def rerun(
+        self,
+        number: int,
+        entry: Entry,
+        *,
+        cap: int | None = None,
+    ) -> None:
+        """Run an ended job once more; one that has not ended is left alone.
+
+        Parameters
+        ----------
+        entry
+            How, and with what, it runs this time. Of ``after`` only what has not ended counts:
+            the rest is for the job to find out.
+
+        Raises
+        ------
+        RefusedError
+            It asks for more than there is, or its name is in use. Nothing was done.
+        """
+        job = self._jobs[number]
+        if job.state.ended:
+            self._check_demand(entry)
+            self._check_name(entry, number)
+            self._revive(job, entry, cap)
+
+    def repoint(self, number: int, parents: Iterable[int]) -> None:
+        """Have a queued job wait for these jobs, as far as they are known and not completed."""
+        job = self._jobs.get(number)
+        if job is None or job.state not in (JobState.WAITING, JobState.HELD):
+            return
+        known = [parent for n in parents if (parent := self._jobs.get(n)) is not None]
+        job.unmet = {p.number for p in known if p.state is not JobState.COMPLETED}
+        job.broken = frozenset(p.number for p in known if p.number in job.unmet and p.state.ended)
+        for parent in known:
+            if parent.number in job.unmet and number not in parent.children:
+                parent.children.append(number)
+        self.changed.add(number)
+        self._queue_if_ready(job)
+
+    def begin(self, number: int) -> None:
+        """Mark a job as running, whatever it waits for: it was started by an earlier queue."""
+        self._start(self._jobs[number])
+
+    def put_back(self, number: int) -> None:
+        """Queue a job again that is marked as running, but was never started."""
+        job = self._stopped(number)
+        self._set_state(job, JobState.WAITING)
+        self._queue_if_ready(job)
+
     def end(self, number: int, outcome: Outcome) -> None:
         """Note how a running job ended."""
-        job = self._jobs[number]
-        if job.state is not JobState.RUNNING:
-            raise ValueError(f"job {number} is not running but {job.state.value}")
-        del self._running[number]
-        self.free_cpus += job.demand.cpus
-        self.free_memory_bytes += job.demand.memory_bytes
-        if job.demand.group in self._groups:
-            self._groups[job.demand.group].running -= 1
-        self._finish(job, outcome)
+        self._finish(self._stopped(number), outcome)
+
+    def end_unstarted(self, number: int, outcome: Outcome) -> None:
+        """Note how a job ended that does not run."""
+        self._finish(self._jobs[number], outcome)
 
     def start_due(self) -> list[QueuedJob]:
         """Mark the jobs that can start now as running and return them."""
         due = []
-        while self.free_cpus > 0 and (job := self._next_due()) is not None:
+        while (job := self._room.next_due()) is not None:
             self._start(job)
             due.append(job)
         return due
 
     # ---- hand-over -------------------------------------------------------------------------
 
-    def _check(self, entries: Sequence[Entry]) -> None:
-        """Refuse what could never be right."""
+    def check(self, entries: Sequence[Entry]) -> None:
+        """Refuse what could never be right.
+
+        Raises
+        ------
+        RefusedError
+            It names the job at fault.
+        """
         names: set[str] = set()
         for position, entry in enumerate(entries):
-            number = self._names.get(entry.name)
-            known = None if number is None else self._jobs[number]
-            if entry.name in names or (known is not None and not known.state.ended):
+            self._check_name(entry, None)
+            if entry.name in names:
                 raise RefusedError(f"a job named {entry.name!r} is there already", entry.name)
             if any(not 0 <= parent < position for parent in entry.parents):
                 raise RefusedError(f"a parent of {entry.name!r} does not precede it", entry.name)
-            if entry.demand.cpus < 1 or entry.demand.memory_bytes < 0:
-                raise RefusedError(f"{entry.name!r} asks for less than nothing", entry.name)
-            if entry.demand.cpus > self.cpus or entry.demand.memory_bytes > self.memory_bytes:
-                raise RefusedError(f"{entry.name!r} is larger than this machine", entry.name)
+            self._check_demand(entry)
             names.add(entry.name)
+
+    def _check_name(self, entry: Entry, number: int | None) -> None:
+        """Refuse a name that another job has which has not ended."""
+        there = self._names.get(entry.name)
+        if there is not None and there != number and not self._jobs[there].state.ended:
+            raise RefusedError(f"a job named {entry.name!r} is there already", entry.name)
+
+    def _check_demand(self, entry: Entry) -> None:
+        """Refuse what this machine cannot give."""
+        if entry.demand.cpus < 1 or entry.demand.memory_bytes < 0:
+            raise RefusedError(f"{entry.name!r} asks for less than nothing", entry.name)
+        if entry.demand.cpus > self.cpus or entry.demand.memory_bytes > self.memory_bytes:
+            raise RefusedError(f"{entry.name!r} is larger than this machine", entry.name)
 
     def _add(self, entry: Entry, first: int, cap: int | None) -> None:
         """Take one job of a hand-over that begins at number ``first``."""
-        number = self._next_number
-        self._next_number += 1
-        state = JobState.WAITING if entry.parents else JobState.HELD
-        job = QueuedJob(number, entry.name, entry.demand, entry.payload, state)
+        number = self.next_number
+        self.next_number += 1
+        waits = entry.parents or entry.after_failure or entry.after_end
+        job = QueuedJob(
+            number,
+            entry.name,
+            entry.demand,
+            entry.payload,
+            JobState.WAITING if waits else JobState.HELD,
+            repeatable=entry.repeatable,
+            patient=entry.patient,
+        )
         self._jobs[number] = job
         self._names[entry.name] = number
         self.changed.add(number)
-        parents = {first + position for position in entry.parents} | set(entry.after)
-        for parent in parents:
-            known = self._jobs.get(parent)
-            if known is not None and known.state is not JobState.COMPLETED:
-                job.unmet += 1
-                if not known.state.ended:
-                    known.children.append(number)
-        if entry.demand.group is not None and cap is not None:
-            group = self._groups.setdefault(entry.demand.group, _Group(cap))
-            group.cap = cap
-        if entry.demand.group in self._groups:
-            self._groups[entry.demand.group].jobs += 1
-        self._impossible_after(job, entry.after)
+        self._room.enter(entry.demand, cap)
+        job.unmet = {first + position for position in entry.parents} | set(entry.after)
+        job.unended = set(entry.after_end) or None
+        job.unfailed = set(entry.after_failure) or None
+        for parent in {*job.unmet, *entry.after_end, *entry.after_failure}:
+            if (known := self._jobs.get(parent)) is not None:
+                known.children.append(number)
 
-    def _impossible_after(self, job: QueuedJob, after: Iterable[int]) -> None:
-        """Remember on the job that one it must follow has already failed."""
-        for number in after:
-            known = self._jobs.get(number)
-            if known is not None and known.state.ended and known.state is not JobState.COMPLETED:
-                job.outcome = _dependency_failed(known)
-
-    def _fail_if_impossible(self, number: int) -> None:
-        """End a job, just taken, that must follow one that has already failed."""
-        job = self._jobs[number]
-        if job.outcome is not None and not job.state.ended:
-            self._finish(job, job.outcome)
+    def _settle(self, job: QueuedJob) -> None:
+        """Let a job, just taken, know what of what it waits for has ended or is unknown."""
+        for number in {*job.unmet, *(job.unended or ()), *(job.unfailed or ())}:
+            parent = self._jobs.get(number)
+            if job.state.ended:
+                return
+            if parent is None:
+                job.unmet.discard(number)
+                (job.unended or set()).discard(number)
+                if job.unfailed is not None and number in job.unfailed:
+                    job.unfailed = None
+            elif parent.state.ended and (how := self._inform(job, parent)) is not None:
+                self._finish(job, how)
+        self._queue_if_ready(job)
 
     # ---- starting --------------------------------------------------------------------------
 
-    def _make_ready_if_met(self, job: QueuedJob) -> None:
+    def _queue_if_ready(self, job: QueuedJob) -> None:
         """Queue a job for resources once nothing else keeps it."""
-        if job.state is JobState.WAITING and job.unmet == 0:
-            demand = job.demand
-            shape = (demand.cpus, demand.memory_bytes, demand.group)
-            heapq.heappush(self._ready.setdefault(shape, []), (-demand.priority, job.number))
-
-    def _head(self, shape: _Shape) -> tuple[int, int] | None:
-        """Return the first ready job of a shape; those that were cancelled are dropped."""
-        heap = self._ready[shape]
-        while heap:
-            job = self._jobs.get(heap[0][1])
-            if job is not None and job.state is JobState.WAITING:
-                return heap[0]
-            heapq.heappop(heap)
-        del self._ready[shape]
-        return None
-
-    def _next_due(self) -> QueuedJob | None:
-        """Choose the job to start now; see the policy above."""
-        heads = [(head, shape) for shape in list(self._ready) if (head := self._head(shape))]
-        heads.sort(key=lambda item: item[0])
-        blocked: QueuedJob | None = None
-        for (_, number), shape in heads:
-            if self._capped(shape[2]):
-                continue
-            job = self._jobs[number]
-            if shape[0] <= self.free_cpus and shape[1] <= self.free_memory_bytes:
-                if blocked is not None:
-                    blocked.passed_over += 1
-                heapq.heappop(self._ready[shape])
-                return job
-            if blocked is None:
-                if job.passed_over >= PASS_LIMIT:
-                    return None
-                blocked = job
-        return None
-
-    def _capped(self, name: str | None) -> bool:
-        """Whether a group runs as many jobs as it may."""
-        group = self._groups.get(name) if name is not None else None
-        return group is not None and group.running >= group.cap
+        if job.state is JobState.WAITING and not job.waits:
+            self._room.queue(job)
 
     def _start(self, job: QueuedJob) -> None:
         """Take a job's share of the machine."""
-        self.free_cpus -= job.demand.cpus
-        self.free_memory_bytes -= job.demand.memory_bytes
-        if job.demand.group in self._groups:
-            self._groups[job.demand.group].running += 1
+        self._room.take(job.demand)
         self._running[job.number] = None
         self._set_state(job, JobState.RUNNING)
+
+    def _stopped(self, number: int) -> QueuedJob:
+        """Give back the share of a job that runs."""
+        job = self._jobs[number]
+        if job.state is not JobState.RUNNING:
+            raise ValueError(f"job {number} is not running but {job.state.value}")
+        del self._running[number]
+        self._room.give_back(job.demand)
+        return job
+
+    def _revive(self, job: QueuedJob, entry: Entry, cap: int | None) -> None:
+        """Queue an ended job again."""
+        self._ended.pop(job.number, None)
+        self._names[job.name] = job.number
+        job.demand, job.payload, job.outcome = entry.demand, entry.payload, None
+        job.repeatable, job.patient = entry.repeatable, entry.patient
+        job.passed_over, job.broken = 0, frozenset()
+        job.unended = job.unfailed = None
+        self._room.enter(job.demand, cap)
+        self._set_state(job, JobState.WAITING)
+        known = (self._jobs.get(number) for number in entry.after)
+        self.repoint(job.number, [p.number for p in known if p is not None and not p.state.ended])
+        for child in (c for n in job.children if (c := self._jobs.get(n)) is not None):
+            child.broken -= {job.number}
+            self.changed.add(child.number)
 
     # ---- ending ----------------------------------------------------------------------------
 
@@ -285,28 +335,49 @@ class WorkQueue:
             ending, how = pending.pop()
             if ending.state.ended:
                 continue
-            ending.outcome = how
+            ending.outcome, ending.broken = how, frozenset()
             self._set_state(ending, how.state)
             self._forget_payload(ending)
+            waiting = []
             for number in ending.children:
                 child = self._jobs.get(number)
-                if child is None:  # it was cancelled, long ago
+                if child is None or child.state.ended:
                     continue
-                if how.state is not JobState.COMPLETED:
-                    pending.append((child, _dependency_failed(ending)))
+                if (fate := self._inform(child, ending)) is not None:
+                    pending.append((child, fate))
+                elif ending.number in child.unmet:
+                    waiting.append(number)
                 else:
-                    child.unmet -= 1
-                    self._make_ready_if_met(child)
-            ending.children = []
+                    self._queue_if_ready(child)
+            ending.children = waiting
+
+    def _inform(self, child: QueuedJob, parent: QueuedJob) -> Outcome | None:
+        """Let a job know that one that it waits for has ended; return its end if this ends it."""
+        number, succeeded = parent.number, parent.state is JobState.COMPLETED
+        if child.unended is not None:
+            child.unended.discard(number)
+        if child.unfailed is not None and number in child.unfailed:
+            child.unfailed.discard(number)
+            if not succeeded:
+                child.unfailed = None
+            elif not child.unfailed:
+                return _ALL_SUCCEEDED
+        if number not in child.unmet:
+            return None
+        if succeeded:
+            child.unmet.discard(number)
+            return None
+        if parent.state in _FAILED_ITSELF and (parent.repeatable or child.patient):
+            child.broken |= {number}
+            self.changed.add(child.number)
+            return None
+        return _dependency_failed(parent)
 
     def _forget_payload(self, job: QueuedJob) -> None:
         """Keep of an ended job only what may be asked for, and not for ever."""
         job.payload = None
-        group = self._groups.get(job.demand.group) if job.demand.group is not None else None
-        if group is not None:
-            group.jobs -= 1
-            if group.jobs == 0:
-                del self._groups[str(job.demand.group)]
+        self._room.leave(job.demand)
+        self.ended.append(job)
         self._ended[job.number] = None
         while len(self._ended) > self._keep_ended:
             oldest, _ = self._ended.popitem(last=False)

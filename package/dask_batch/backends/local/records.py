@@ -7,7 +7,10 @@ from typing import Any
 
 from dask_batch.backends.base import JobState
 
-__all__ = ["Demand", "Entry", "Outcome", "QueuedJob", "RefusedError"]
+__all__ = ["NEVER_SATISFIED", "Demand", "Entry", "Outcome", "QueuedJob", "RefusedError"]
+
+NEVER_SATISFIED = "DependencyNeverSatisfied"
+"""Slurm's word for a job that stays in the queue although one that it waits for has failed."""
 
 
 class RefusedError(Exception):
@@ -40,6 +43,14 @@ class Entry:
     """Numbers of jobs handed over earlier; those that are unknown count as satisfied."""
     payload: Any = None
     """How to start it: nothing that scheduling looks at."""
+    repeatable: bool = False
+    """Whether it may be run again after a failure: its dependents outlive that."""
+    patient: bool = False
+    """Whether it outlives the failure of any job that it waits for."""
+    after_failure: tuple[int, ...] = ()
+    """Numbers of jobs one of which must have failed; one that is unknown counts as failed."""
+    after_end: tuple[int, ...] = ()
+    """Numbers of jobs that must have ended; those that are unknown have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +72,37 @@ class QueuedJob:
     demand: Demand
     payload: Any
     state: JobState
-    unmet: int = 0
-    """How many parents have not completed."""
+    repeatable: bool = False
+    patient: bool = False
+    unmet: set[int] = field(default_factory=set)
+    """Parents that have not completed."""
+    broken: frozenset[int] = frozenset()
+    """Those of them that have failed and may be run again."""
+    unended: set[int] | None = None
+    """Jobs that have to end before this one starts, however."""
+    unfailed: set[int] | None = None
+    """Jobs one of which has to fail before this one starts, as long as none has; None: met."""
     children: list[int] = field(default_factory=list)
+    """Jobs that wait for this one, in whatever way."""
+    turn: int = 0
+    """Raised whenever the job is queued for resources: its earlier places are void."""
     passed_over: int = 0
     outcome: Outcome | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything but resources keeps the job from starting."""
+        return bool(self.unmet or self.unended or self.unfailed)
+
+    @property
+    def reported_state(self) -> JobState:
+        """The state to tell: a queued job that waits for a failed one is told apart."""
+        stuck = self.broken and not self.state.ended
+        return JobState.DEPENDENCY_FAILED if stuck else self.state
+
+    @property
+    def reported_outcome(self) -> Outcome | None:
+        """What goes with :attr:`reported_state`."""
+        if self.broken and not self.state.ended:
+            return Outcome(JobState.DEPENDENCY_FAILED, reason=NEVER_SATISFIED)
+        return self.outcome

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-__all__ = ["command", "shell_script"]
+__all__ = ["DEFAULT_PROGRAM", "command", "shell_script"]
+
+DEFAULT_PROGRAM = "dask_batch.job"
 
 
-def command(python: str, definition: str, index: int) -> tuple[str, ...]:
+def command(
+    python: str, definition: str, index: int, program: str = DEFAULT_PROGRAM
+) -> tuple[str, ...]:
     """Return the command that runs one task of a definition file."""
-    return (python, "-P", "-m", "dask_batch.job", definition, str(index))
+    return (python, "-P", "-m", program, definition, str(index))
 
 
 def shell_script(

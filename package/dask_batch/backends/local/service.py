@@ -8,6 +8,10 @@ request     fields              answer
 ``hello``   ``version``         ``welcome``: ``queue``, ``pid``, ``cpus``, ``memory_bytes``
 ``part``    see :mod:`.submission`; no answer
 ``submit``  ``group``, ``cap``  ``taken``: ``first``, ``count`` (job numbers)
+``rerun``   as ``submit``, and  ``rerun``: ``job`` (id); one ``part`` precedes it, with one job
+            ``job`` (id)
+``repoint`` ``job``,            ``done``
+            ``parents`` (ids)
 ``release`` ``jobs`` (ids)      ``done``
 ``status``  ``jobs``            ``jobs``: records of those that are known
 ``find``    ``names``           ``found``: ``jobs``, name to id
@@ -25,7 +29,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask_batch.backends.base import JobState
@@ -43,6 +47,12 @@ __all__ = ["Client", "Service"]
 
 _NEWS_PER_MESSAGE = 20_000
 _CANCELLED = Outcome(JobState.CANCELLED, reason="it was cancelled")
+_STOPPING: Message = {
+    "type": "refused",
+    "message": "the local queue is being stopped",
+    "name": "",
+}
+_NO_NUMBER = -1
 
 
 @dataclass(eq=False, slots=True)
@@ -78,6 +88,8 @@ class Service:
         self._answers: dict[str, Callable[[Client, Message, float], Message | None]] = {
             "part": self._part,
             "submit": self._submit,
+            "rerun": self._rerun,
+            "repoint": self._repoint,
             "release": self._release,
             "status": self._status,
             "find": self._find,
@@ -116,22 +128,61 @@ class Service:
     def _submit(self, client: Client, message: Message, now: float) -> Message:
         """Take a hand-over as a whole."""
         staged, client.staged = client.staged, Staged()
-        group, cap = message.get("group"), message.get("cap")
-        if not (group is None or isinstance(group, str)) or not (
-            cap is None or (type(cap) is int and cap > 0)
-        ):
-            raise ProtocolError("a group is a string, a cap a positive number")
+        group, cap = _group(message)
         if self.killing:
-            return {"type": "refused", "message": "the local queue is being stopped", "name": ""}
+            return _STOPPING
         try:
             numbers = self._queue.hand_over(
                 [self._entry(member, group) for member in staged.members], cap=cap
             )
         except RefusedError as error:
-            return {"type": "refused", "message": str(error), "name": error.name}
+            return _refused(error)
         client.watched.update(numbers)
         self._supervisor.expect(staged.profiles[:1])
         return {"type": "taken", "first": numbers.start, "count": len(numbers)}
+
+    def _rerun(self, client: Client, message: Message, now: float) -> Message:
+        """Run a job again; one that is forgotten is taken anew, and let go."""
+        staged, client.staged = client.staged, Staged()
+        group, cap = _group(message)
+        if len(staged.members) != 1:
+            raise ProtocolError("not one job, to be run again")
+        if self.killing:
+            return _STOPPING
+        entry = self._entry(staged.members[0], group)
+        number = self._meant(_string(message, "job"), entry.name)
+        try:
+            if number is None:
+                (number,) = self._queue.hand_over([self._without_ended(entry)], cap=cap)
+                self._queue.release([number])
+            else:
+                self._queue.rerun(number, entry, cap=cap)
+        except RefusedError as error:
+            return _refused(error)
+        client.watched.add(number)
+        return {"type": "rerun", "job": str(JobId(self._here, number))}
+
+    def _without_ended(self, entry: Entry) -> Entry:
+        """Leave it to the job to find out how those ended that it should follow."""
+        known = [job for number in entry.after if (job := self._queue.get(number)) is not None]
+        return replace(entry, after=tuple(job.number for job in known if not job.state.ended))
+
+    def _meant(self, text: str, name: str) -> int | None:
+        """Return which job is to run again; None if it is forgotten."""
+        there = self._queue.find(name)
+        if there is not None and (job := self._queue.get(there)) and not job.state.ended:
+            return there  # it was run again before, perhaps as another job
+        for number in self._numbers([text]):
+            if self._queue.get(number) is not None:
+                return number
+        return there
+
+    def _repoint(self, client: Client, message: Message, now: float) -> Message:
+        """Have a queued job wait for other jobs than before."""
+        parents = list(self._numbers(_strings(message, "parents")))
+        for number in self._numbers([_string(message, "job")]):
+            self._queue.repoint(number, parents)
+        return {"type": "done"}
 
     def _entry(self, member: Member, group: str | None) -> Entry:
         return Entry(
@@ -140,7 +191,16 @@ class Service:
             parents=member.parents,
             after=tuple(self._numbers(member.after)),
             payload=(member.profile, member.index),
+            repeatable=member.repeatable,
+            patient=member.patient,
+            after_failure=tuple(self._numbers_or_unknown(member.after_failure)),
+            after_end=tuple(self._numbers(member.after_end)),
         )
+
+    def _numbers_or_unknown(self, job_ids: Iterable[str]) -> Iterable[int]:
+        """Yield the numbers of ids; for those of other queues one that no job has."""
+        for job_id in job_ids:
+            yield next(iter(self._numbers([job_id])), _NO_NUMBER)
 
     def _numbers(self, job_ids: Iterable[str]) -> Iterable[int]:
         """Yield the numbers of those ids that are this queue's."""
@@ -180,11 +240,13 @@ class Service:
         for job_id in job_ids:
             how = self._journal.former.now(job_id, self._here)
             if how is not None:
-                found.append(_record(job_id, how.state, how, ""))
+                job = self._journal.former.jobs.get(job_id)
+                found.append(_record(job_id, how.state, how, "" if job is None else job.name))
         return found
 
     def _record(self, job: QueuedJob) -> list[Any]:
-        return _record(str(JobId(self._here, job.number)), job.state, job.outcome, job.name)
+        job_id = str(JobId(self._here, job.number))
+        return _record(job_id, job.reported_state, job.reported_outcome, job.name)
 
     def _find(self, client: Client, message: Message, now: float) -> Message:
         """Look up jobs by name, here and in the journal."""
@@ -251,6 +313,28 @@ def _record(job_id: str, state: JobState, how: Outcome | None, name: str) -> lis
     if how is None:
         return [job_id, state.value, None, None, "", name]
     return [job_id, state.value, how.exit_code, how.signal, how.reason, name]
+
+
+def _refused(error: RefusedError) -> Message:
+    return {"type": "refused", "message": str(error), "name": error.name}
+
+
+def _group(message: Message) -> tuple[str | None, int | None]:
+    """Return whose jobs are handed over, and how many of them may run at a time."""
+    group, cap = message.get("group"), message.get("cap")
+    if not (group is None or isinstance(group, str)) or not (
+        cap is None or (type(cap) is int and cap > 0)
+    ):
+        raise ProtocolError("a group is a string, a cap a positive number")
+    return group, cap
+
+
+def _string(message: Message, name: str) -> str:
+    """Return a string of a message."""
+    value = message.get(name)
+    if not isinstance(value, str):
+        raise ProtocolError(f"{name} is not a string")
+    return value
 
 
 def _strings(message: Message, name: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 A hand-over comes in parts, each a message with any of ``environments`` (objects of strings),
 ``profiles`` (:class:`Profile` as objects, ``environment`` a position in the former) and ``jobs``
-(lists ``[name, profile, index, parents, after]``). Nothing of it counts before the last message.
+(lists ``[name, profile, index, parents, after, more]``, the last an object of what else is said).
+Nothing of it counts before the last message.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from typing import Any
 
 from dask_batch.backends.local.protocol import Message, ProtocolError
 from dask_batch.backends.local.records import Demand
+from dask_batch.backends.local.script import DEFAULT_PROGRAM
 
 __all__ = ["Member", "Profile", "Staged", "parts"]
 
+_TEXTS = ("definition", "log_directory", "working_directory", "python", "prologue", "program")
 _MAX_JOBS = 2_000_000
 _MAX_TEXT = 2**20
 _JOBS_PER_PART = 5_000
 _PROFILES_PER_PART = 200
+_IDS_PER_PART = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Profile:
     warm: bool = True
     """Whether it may be forked from a warm parent."""
     preload: tuple[str, ...] = ()
+    program: str = DEFAULT_PROGRAM
+    """The module that a fresh process runs."""
 
     def demand(self, group: str | None) -> Demand:
         """Return what a job takes of the machine."""
@@ -55,6 +61,23 @@ class Member:
     index: int
     parents: tuple[int, ...] = ()
     after: tuple[str, ...] = ()
+    repeatable: bool = False
+    patient: bool = False
+    after_failure: tuple[str, ...] = ()
+    after_end: tuple[str, ...] = ()
+
+    def wire(self, profile: int) -> list[Any]:
+        """Return it as JSON data; ``profile`` is a position."""
+        more = {name: value for name in _MORE if (value := getattr(self, name))}
+        return [self.name, profile, self.index, self.parents, self.after, more]
+
+    @property
+    def id_count(self) -> int:
+        """How many ids and positions it names: what makes it large."""
+        return sum(map(len, (self.parents, self.after, self.after_failure, self.after_end)))
+
+
+_MORE = ("repeatable", "patient", "after_failure", "after_end")
 
 
 def parts(members: Iterable[Member]) -> Iterator[Message]:
@@ -62,6 +85,7 @@ def parts(members: Iterable[Member]) -> Iterator[Message]:
     environments: dict[int, int] = {}
     profiles: dict[int, int] = {}
     message: Message = {"type": "part", "environments": [], "profiles": [], "jobs": []}
+    ids = 0
     for member in members:
         profile = member.profile
         if id(profile.environment) not in environments:
@@ -72,11 +96,11 @@ def parts(members: Iterable[Member]) -> Iterator[Message]:
             wire = {item.name: getattr(profile, item.name) for item in fields(profile)}
             wire["environment"] = environments[id(profile.environment)]
             message["profiles"].append(wire)
-        message["jobs"].append(
-            [member.name, profiles[id(profile)], member.index, member.parents, member.after]
-        )
-        if _full(message):
+        message["jobs"].append(member.wire(profiles[id(profile)]))
+        ids += member.id_count
+        if ids >= _IDS_PER_PART or _full(message):
             yield message
+            ids = 0
             message = {"type": "part", "environments": [], "profiles": [], "jobs": []}
     yield message
 
@@ -118,10 +142,7 @@ class Staged:
     def _profile(self, wire: Any) -> Profile:
         if not isinstance(wire, dict):
             raise ProtocolError("a profile is not an object")
-        texts = {
-            name: _text(wire.get(name))
-            for name in ("definition", "log_directory", "working_directory", "python", "prologue")
-        }
+        texts = {name: _text(wire.get(name)) for name in _TEXTS}
         run_time_s = wire.get("run_time_s")
         return Profile(
             environment=self._at(self.environments, wire.get("environment")),
@@ -131,20 +152,24 @@ class Staged:
             run_time_s=None if run_time_s is None else _seconds(run_time_s),
             priority=_whole(wire.get("priority"), least=-(2**53)),
             warm=wire.get("warm") is True,
-            preload=tuple(_text(name) for name in _list(wire.get("preload"))),
+            preload=_texts(wire.get("preload")),
             **texts,
         )
 
     def _member(self, wire: Any) -> Member:
-        if not isinstance(wire, list) or len(wire) != 5:
-            raise ProtocolError("a job is not a list of five")
-        name, profile, index, parents, after = wire
+        if not isinstance(wire, list) or len(wire) != 6 or not isinstance(wire[5], dict):
+            raise ProtocolError("a job is not a list of six")
+        name, profile, index, parents, after, more = wire
         return Member(
             name=_text(name),
             profile=self._at(self.profiles, profile),
             index=_whole(index),
             parents=tuple(_whole(parent) for parent in _list(parents)),
-            after=tuple(_text(job_id) for job_id in _list(after)),
+            after=_texts(after),
+            repeatable=more.get("repeatable") is True,
+            patient=more.get("patient") is True,
+            after_failure=_texts(more.get("after_failure", [])),
+            after_end=_texts(more.get("after_end", [])),
         )
 
     @staticmethod
@@ -166,6 +191,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value or len(value) > _MAX_TEXT:
         raise ProtocolError(f"{value!r:.80} is not a string that the system takes")
     return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(_text(item) for item in _list(value))
 
 
 def _whole(value: Any, *, least: int = 0) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.local import outcomes, processes
 from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.journal import Journal
+from dask_batch.backends.local.limits import Limits, Run
 from dask_batch.backends.local.processes import ProcessIdentity
 from dask_batch.backends.local.protocol import Channel, Message, ProtocolError
 from dask_batch.backends.local.queue import WorkQueue
@@ -21,22 +21,6 @@ from dask_batch.backends.local.workers import WorkerParent, Workers
 __all__ = ["Supervisor"]
 
 _LOG = logging.getLogger(__name__)
-GRACE_S = 3.0
-"""Between SIGTERM and SIGKILL."""
-MEMORY_POLL_S = 0.5
-
-
-@dataclass(slots=True)
-class _Run:
-    """One running job."""
-
-    number: int
-    profile: Profile
-    process: ProcessIdentity | None = None
-    deadline: float | None = None
-    kill_at: float | None = None
-    verdict: Outcome | None = None
-    """Why it is being killed: what its end will be called."""
 
 
 class Supervisor:
@@ -44,14 +28,14 @@ class Supervisor:
 
     def __init__(self, queue: WorkQueue, workers: Workers, journal: Journal, here: QueueId) -> None:
         self._queue, self._workers, self._journal, self._here = queue, workers, journal, here
-        self._runs: dict[str, _Run] = {}
-        self._memory_poll_at = 0.0
+        self._runs: dict[str, Run] = {}
+        self._limits = Limits(self._runs, workers)
 
     def start_due(self) -> None:
         """Start what the queue lets start."""
         due = self._queue.start_due()
         for job in due:
-            self._runs[self._id(job)] = _Run(job.number, job.payload[0])
+            self._runs[self._id(job)] = Run(job.number, job.payload[0])
         self._launch(due)
 
     def expect(self, profiles: Iterable[Profile]) -> None:
@@ -101,8 +85,7 @@ class Supervisor:
         if message["type"] == "started":
             run.process = ProcessIdentity(message["pid"], message["started"])
             self._journal.running(run.number, run.process)
-            if run.profile.run_time_s is not None:
-                run.deadline = now + run.profile.run_time_s
+            run.count_from(now)
         elif message["type"] == "failed":
             self._end(message["job"], Outcome(JobState.NODE_FAILURE, reason=message["reason"]))
         elif message["type"] == "declined":
@@ -146,51 +129,13 @@ class Supervisor:
 
     def stop(self, number: int, verdict: Outcome, now: float) -> None:
         """End a running job: first kindly, then not."""
-        job_id = str(JobId(self._here, number))
-        run = self._runs.get(job_id)
-        if run is not None and run.verdict is None:
-            run.verdict, run.kill_at, run.deadline = verdict, now + GRACE_S, None
-            self._workers.signal(job_id, signal.SIGTERM)
+        self._limits.stop(str(JobId(self._here, number)), verdict, now)
 
     def keep_limits(self, now: float) -> None:
-        """End what is over its limits by now."""
-        for job_id, run in self._runs.items():
-            if run.deadline is not None and now >= run.deadline:
-                reason = f"it ran longer than run_time_max = {run.profile.run_time_s:g} s"
-                self.stop(run.number, Outcome(JobState.TIMEOUT, reason=reason), now)
-            if run.kill_at is not None and now >= run.kill_at:
-                run.kill_at = now + GRACE_S
-                if run.process is None:
-                    self._workers.abandon(job_id)
-                self._workers.signal(job_id, signal.SIGKILL)
-        if now >= self._memory_poll_at and any(True for _ in self._limited()):
-            self._memory_poll_at = now + MEMORY_POLL_S
-            self._keep_memory_limits(now)
-
-    def _limited(self) -> Iterator[_Run]:
-        """Yield the runs whose memory has to be looked at."""
-        for run in self._runs.values():
-            if run.profile.limit_memory and run.process is not None and run.verdict is None:
-                yield run
-
-    def _keep_memory_limits(self, now: float) -> None:
-        resident = processes.resident_memory_by_session()
-        for run in list(self._limited()):
-            session, limit = run.process.pid if run.process else 0, run.profile.memory_bytes
-            used = resident.get(session, 0)
-            if used > limit:  # what it shares with others is its own only in part
-                private = processes.private_memory_bytes(session)
-                used = used if private is None else private
-            if used > limit:
-                reason = (
-                    f"it used {used / 2**30:.3g} GB, more than memory_max = {limit / 2**30:.3g}"
-                )
-                self.stop(run.number, Outcome(JobState.OUT_OF_MEMORY, reason=reason), now)
-                self._workers.signal(str(JobId(self._here, run.number)), signal.SIGKILL)
+        """Warn what is about to reach its limits, end what is over them."""
+        for job_id, verdict in self._limits.keep(now):
+            self._limits.stop(job_id, verdict, now)
 
     def next_event(self) -> float | None:
         """Return when :meth:`keep_limits` has to be called next."""
-        times = [t for run in self._runs.values() for t in (run.deadline, run.kill_at) if t]
-        if any(True for _ in self._limited()):
-            times.append(self._memory_poll_at)
-        return min(times, default=None)
+        return self._limits.next_event()

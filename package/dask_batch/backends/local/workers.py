@@ -141,12 +141,13 @@ class Workers:
         with contextlib.suppress(OSError):
             parent.channel.send({"type": "start", "job": job_id, "order": order})
 
-    def signal(self, job_id: str, number: int) -> None:
-        """Have a job's session signalled."""
+    def signal(self, job_id: str, number: int, *, main: bool = False) -> None:
+        """Have a job's session signalled, or its main process alone."""
+        message = {"type": "signal", "job": job_id, "signal": number, "main": main}
         for parent in self:
             if job_id in parent.jobs:
                 with contextlib.suppress(OSError):
-                    parent.channel.send({"type": "signal", "job": job_id, "signal": number})
+                    parent.channel.send(message)
 
     def abandon(self, job_id: str) -> None:
         """Kill the parent that should start a job, if it hangs in its own imports."""
@@ -266,7 +267,7 @@ def _order(job_id: str, profile: Profile, index: int, *, warm: bool) -> Order:
     argv: tuple[str, ...] = ()
     script = ""
     if not warm:
-        argv = command(profile.python, profile.definition, index)
+        argv = command(profile.python, profile.definition, index, profile.program)
         if profile.prologue:
             argv, script = ("bash",), shell_script(argv, prologue=profile.prologue)
     own = {"DASK_BATCH_JOB_ID": job_id, "DASK_BATCH_BACKEND": "local"}

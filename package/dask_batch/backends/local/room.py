@@ -1,0 +1,135 @@
+"""What is free of the machine, and which of the jobs that could start goes next.
+
+The higher priority goes first, then the job handed over first. One that does not fit lets smaller
+ones pass, but only :data:`PASS_LIMIT` times: after that nothing starts until it fits. Jobs of a
+group (one executor) that is at its cap do not count as passed over.
+
+The jobs wait in one heap per *shape* (CPUs, memory, group), so that looking for the next one
+costs as many steps as there are different shapes, however many jobs wait.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from dask_batch.backends.base import JobState
+from dask_batch.backends.local.records import Demand, QueuedJob
+
+__all__ = ["PASS_LIMIT", "Room"]
+
+PASS_LIMIT = 16
+
+_Shape = tuple[int, int, str | None]
+_Place = tuple[int, int, int, QueuedJob]
+"""Priority (negative), number and turn, which order places, and the job."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """The jobs of one executor: at most ``cap`` of them run at a time."""
+
+    cap: int
+    jobs: int = 0
+    running: int = 0
+
+
+class Room:
+    """The machine's CPUs and memory, and the jobs that wait for them.
+
+    Attributes
+    ----------
+    free_cpus, free_memory_bytes
+        Below zero where jobs were taken over from a queue that knew a larger machine.
+    """
+
+    def __init__(self, cpus: int, memory_bytes: int) -> None:
+        self.free_cpus, self.free_memory_bytes = cpus, memory_bytes
+        self._ready: dict[_Shape, list[_Place]] = {}
+        self._groups: dict[str, _Group] = {}
+
+    # ---- groups ----------------------------------------------------------------------------
+
+    def enter(self, demand: Demand, cap: int | None) -> None:
+        """Count a job that has not ended; ``cap`` binds its group from now on."""
+        if demand.group is not None and cap is not None:
+            self._groups.setdefault(demand.group, _Group(cap)).cap = cap
+        if (group := self._group(demand)) is not None:
+            group.jobs += 1
+
+    def leave(self, demand: Demand) -> None:
+        """Count a job no more: it has ended."""
+        if (group := self._group(demand)) is not None:
+            group.jobs -= 1
+            if group.jobs == 0:
+                del self._groups[str(demand.group)]
+
+    def _group(self, demand: Demand) -> _Group | None:
+        return None if demand.group is None else self._groups.get(demand.group)
+
+    # ---- shares ----------------------------------------------------------------------------
+
+    def take(self, demand: Demand) -> None:
+        """Take a job's share: it runs."""
+        self._add(demand, -1)
+
+    def give_back(self, demand: Demand) -> None:
+        """Give a job's share back: it runs no more."""
+        self._add(demand, 1)
+
+    def _add(self, demand: Demand, sign: int) -> None:
+        self.free_cpus += sign * demand.cpus
+        self.free_memory_bytes += sign * demand.memory_bytes
+        if (group := self._group(demand)) is not None:
+            group.running -= sign
+
+    # ---- who is next -----------------------------------------------------------------------
+
+    def queue(self, job: QueuedJob) -> None:
+        """Queue a job that nothing but resources keeps from starting."""
+        job.turn += 1
+        demand = job.demand
+        shape = (demand.cpus, demand.memory_bytes, demand.group)
+        place = (-demand.priority, job.number, job.turn, job)
+        heapq.heappush(self._ready.setdefault(shape, []), place)
+
+    def anyone(self) -> bool:
+        """Whether a job waits for resources alone."""
+        return any(self._head(shape) for shape in list(self._ready))
+
+    def _head(self, shape: _Shape) -> _Place | None:
+        """Return the first place of a shape; void ones are dropped."""
+        heap = self._ready[shape]
+        while heap:
+            _, _, turn, job = heap[0]
+            if job.state is JobState.WAITING and job.turn == turn:
+                return heap[0]
+            heapq.heappop(heap)
+        del self._ready[shape]
+        return None
+
+    def next_due(self) -> QueuedJob | None:
+        """Choose the job to start now, and take it out; see the policy above."""
+        if self.free_cpus <= 0:
+            return None
+        heads = [(head, shape) for shape in list(self._ready) if (head := self._head(shape))]
+        heads.sort(key=lambda item: item[0][:3])
+        blocked: QueuedJob | None = None
+        for (*_, job), shape in heads:
+            if self._capped(job.demand):
+                continue
+            if shape[0] <= self.free_cpus and shape[1] <= self.free_memory_bytes:
+                if blocked is not None:
+                    blocked.passed_over += 1
+                heapq.heappop(self._ready[shape])
+                return job
+            if blocked is None:
+                if job.passed_over >= PASS_LIMIT:
+                    return None
+                blocked = job
+        return None
+
+    def _capped(self, demand: Demand) -> bool:
+        """Whether a job's group runs as many jobs as it may."""
+        group = self._group(demand)
+        return group is not None and group.running >= group.cap
