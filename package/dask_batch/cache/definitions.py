@@ -25,7 +25,7 @@ from dask_batch.cache.serialise import flat
 from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
 
-__all__ = ["Definition", "DefinitionDraft", "read_definition", "write_definitions"]
+__all__ = ["Definition", "DefinitionDraft", "read_definition", "read_headers", "write_definitions"]
 
 _SLICE = np.dtype([("offset", "<u8"), ("size", "<u8"), ("xxh3_64", "<u8")])
 """A stretch of the dataset ``content``."""
@@ -121,41 +121,75 @@ def read_definition(path: Path, index: int) -> Definition:
     CacheError
         The file is not ours, or others may write it.
     """
+    with _opened(path) as (fd, head):
+        row = _row(fd, head, index)
+
+        def piece(where: Any) -> memoryview:
+            return _piece(fd, head, where)
+
+        return Definition(
+            json.loads(bytes(piece(head.content["common"]))),
+            json.loads(bytes(piece(row["header"]))),
+            bytes(piece(row["data"])),
+            tuple(piece(where) for where in np.frombuffer(piece(row["buffers"]), _SLICE)),
+        )
+
+
+def read_headers(path: Path) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """Read what all tasks of a run share, and the header of each, but no pickles.
+
+    Raises
+    ------
+    MissingEntryError, DamagedEntryError, CacheError
+        As :func:`read_definition`.
+    """
+    with _opened(path) as (fd, head):
+        rows = (_row(fd, head, index) for index in range(head.content["tasks"]))
+        headers = [json.loads(bytes(_piece(fd, head, row["header"]))) for row in rows]
+        return json.loads(bytes(_piece(fd, head, head.content["common"]))), headers
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, Head]]:
+    """Open a file of definitions; what is wrong with it is told with its name."""
     try:
         fd = open_owned(path)
     except FileNotFoundError as error:
         raise MissingEntryError(f"there are no task definitions {path}") from error
     try:
-        with _named(path):
-            return _read(fd, read_head(fd), index)
+        yield fd, read_head(fd)
+    except (DamagedEntryError, MissingEntryError) as error:
+        raise type(error)(f"the task definitions {path} cannot be used: {error}") from error
+    except CacheError:
+        raise
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read: {error.strerror}") from error
     finally:
         os.close(fd)
 
 
-def _read(fd: int, head: Head, index: int) -> Definition:
+def _row(fd: int, head: Head, index: int) -> Any:
     count = head.content["tasks"]
     if not 0 <= index < count:
         raise MissingEntryError(f"it has {count} tasks, and no task {index}")
-    parts = {name: (offset, size) for name, offset, size in head.parts}
-    at = parts["tasks"][0] + index * _ROW.itemsize
+    at = _place(head, "tasks") + index * _ROW.itemsize
     row = np.frombuffer(_bytes(fd, at, _ROW.itemsize), _ROW)[0].copy()
     digest, row["xxh3_64"] = int(row["xxh3_64"]), 0
     if xxhash.xxh3_64_intdigest(row.tobytes()) != digest:
         raise DamagedEntryError("a row of its table does not match its checksum")
+    return row
 
-    def piece(where: Any) -> memoryview:
-        offset, size, checksum = (int(number) for number in where)
-        data = _bytes(fd, parts["content"][0] + offset, size)
-        if xxhash.xxh3_64_intdigest(data) != checksum:
-            raise DamagedEntryError(f"task {index} does not match its checksum")
-        return data
 
-    return Definition(
-        json.loads(bytes(piece(head.content["common"]))),
-        json.loads(bytes(piece(row["header"]))),
-        bytes(piece(row["data"])),
-        tuple(piece(where) for where in np.frombuffer(piece(row["buffers"]), _SLICE)),
-    )
+def _piece(fd: int, head: Head, where: Any) -> memoryview:
+    offset, size, checksum = (int(number) for number in where)
+    data = _bytes(fd, _place(head, "content") + offset, size)
+    if xxhash.xxh3_64_intdigest(data) != checksum:
+        raise DamagedEntryError("a slice of it does not match its checksum")
+    return data
+
+
+def _place(head: Head, name: str) -> int:
+    return next(offset for part, offset, _ in head.parts if part == name)
 
 
 class _Content:
@@ -186,12 +220,3 @@ def _bytes(fd: int, offset: int, size: int) -> memoryview:
     if read_into(fd, buffer, offset) != size:
         raise DamagedEntryError("it is truncated")
     return buffer
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Let what is wrong with a file be told with its name."""
-    try:
-        yield
-    except (DamagedEntryError, MissingEntryError) as error:
-        raise type(error)(f"the task definitions {path} cannot be used: {error}") from error

@@ -19,8 +19,10 @@ __all__ = ["FORMAT_VERSION", "MARKER", "SECTIONS", "prepare"]
 
 FORMAT_VERSION = 1
 MARKER = "dask-batch-cache.json"
+_TEXT = b'{"format": "dask-batch cache", "version": %d}\n' % FORMAT_VERSION
 SECTIONS = (
-    "results", "claims", "runs", "attempts", "definitions", "names", "logs", "damaged", "retired",
+    "results", "claims", "runs", "attempts", "definitions", "names", "logs", "checkpoints",
+    "damaged", "retired",
 )  # fmt: skip
 
 
@@ -72,10 +74,13 @@ def _is_marked(path: Path) -> bool:
     try:
         version = json.loads(marker)["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{path / MARKER} cannot be read: name another directory") from error
+        raise CacheError(
+            f"{path / MARKER} cannot be read, it is damaged: write "
+            f"{_TEXT.decode().strip()} into it, or name another directory"
+        ) from error
     if version != FORMAT_VERSION:
         raise CacheError(
-            f"{path} is a cache of format {version}, and this version of dask-batch knows format "
+            f"{path} is a cache of format {version!r}, and this version of dask-batch knows format "
             f"{FORMAT_VERSION}: use the version that made it, or another cache directory"
         )
     return True
@@ -90,8 +95,7 @@ def _mark(path: Path) -> None:
             f"{path} is not a dask-batch cache, yet holds '{taken[0]}', a name that a cache "
             "needs: use another cache directory"
         )
-    marker = {"format": "dask-batch cache", "version": FORMAT_VERSION}
-    publish_bytes(path / MARKER, json.dumps(marker).encode("ascii") + b"\n")
+    publish_bytes(path / MARKER, _TEXT)
     if held <= {MARKER}:
         # Only where the directory is ours alone: elsewhere it would hide the user's own files.
         publish_bytes(path / ".gitignore", b"*\n")

@@ -34,11 +34,8 @@ def resolve(cache: Path, name: str) -> str | None:
     except FileNotFoundError:
         return None
     except DamagedEntryError as error:
-        moved = move_aside(cache, path, "damaged")
-        if moved is not None:
-            logger.warning(
-                "what cache_key=%r stands for is lost: %s (moved to %s)", name, error, moved
-            )
+        if move_aside(cache, path, "damaged") is not None:
+            logger.warning("cache_key=%r stands for nothing now: %s", name, error)
         return None
     return key
 

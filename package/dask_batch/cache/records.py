@@ -18,9 +18,7 @@ _BEGIN = b'{"xxh3_64": "'
 _MIDDLE = b'", "record": '
 _END = b"}\n"
 _DIGITS = 16
-_REMEDY = (
-    "dask_batch.verify mends what can be mended; else remove it once no job of its run is left"
-)
+_REMEDY = "dask_batch.verify mends what can be; else remove it once no job of its run is left"
 
 
 def seal(record: Mapping[str, Any]) -> bytes:
