@@ -121,13 +121,15 @@ def test_a_command_may_be_handed_to_another_shell(body: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_text_keeps_its_words_but_gains_no_option() -> None:
+def test_text_is_one_word_and_a_list_is_several() -> None:
     source = "#SBATCH --mine={{ mine }}\nload {{ mine }}\n"
-    for plain in ("gcc mpi", "--exclusive --mem=0"):
-        assert render(source, {"mine": plain}) == source.replace("{{ mine }}", plain)
-    for text in ("a --uid=0", "a; b", "#b"):
+    for text in ("gcc mpi", "a --uid=0", "a; b", "#b"):
         told = f"#SBATCH --mine=\"{text}\"\nload '{text}'\n"
         assert render(source, {"mine": text}) == told
+    for text in ("gcc", "--mem=0", "~/a", "größe"):
+        assert render(source, {"mine": text}) == source.replace("{{ mine }}", text)
+    listed = render("load {{ mine | join(' ') }}", {"mine": ["gcc", "mpi", "$(x)"]})
+    assert listed == "load gcc mpi '$(x)'\n"
 
 
 def test_options_keep_their_quotes_in_directives() -> None:
@@ -144,7 +146,7 @@ def test_a_carried_value_can_be_tested() -> None:
 
 
 def test_values_are_never_templates() -> None:
-    assert render("echo {{ mine }}", {"mine": "{{ 7*7 }}"}) == "echo {{ 7*7 }}\n"
+    assert render("echo {{ mine }}", {"mine": "{{ 7*7 }}"}) == "echo '{{ 7*7 }}'\n"
 
 
 def test_plain_values_are_not_touched() -> None:

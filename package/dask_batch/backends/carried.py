@@ -33,22 +33,21 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "error_log_file": "path",
     "job_extra_directives": "options",
     "output": "path",
+    "python": "options",
     "working_directory": "path",
 }
-"""Of variables that are not simply text: a blank divides text into words, but not a path."""
+"""Of variables that are not simply text. Text and paths are one word each; a list is several."""
 
 _OWN_TEXT = frozenset({"job_script_prologue", "submission_template"})
 """These are shell text, and template text, of the user's own."""
 
 _PLAIN: Final[Mapping[_Kind, re.Pattern[str]]] = {
     "path": re.compile(r"[\w@%+=:,./-]*"),
-    "text": re.compile(r"[\w@%+=:,./\-*?^~!\[\]{} ]*"),
+    "text": re.compile(r"~?[\w@%+=:,./-]*"),
     "command": re.compile(r"[\w@%+=:,./\- ]*"),
     "options": re.compile(r"[\w@%+=:,./\- ]*"),
 }
 """What means itself wherever it is printed."""
-_SECOND_OPTION = re.compile(r"(?!-).* [-#]|#")
-"""Text after which a further option, or a comment, would begin."""
 
 _READ_TWICE = re.compile(r"(^|[\s;&|(])(eval|ssh)\s")
 _READ_AGAIN = re.compile(r"(^|[\s;&|(])(eval\s|ssh\s|-\w*c\s)")
@@ -134,8 +133,7 @@ class Cargo:
                 f"part of a job script: {text!r}"
             )
         kind = _KINDS.get(name, "text")
-        plain = _PLAIN[kind].fullmatch(text)
-        if plain and not (kind == "text" and _SECOND_OPTION.match(text)):
+        if _PLAIN[kind].fullmatch(text):
             return text
         carried = Carried(name, text, kind, f"{self._mark}X{len(self._items)}X")
         self._items[carried.token] = carried
