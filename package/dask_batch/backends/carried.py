@@ -91,6 +91,8 @@ class Carried:
     def __str__(self) -> str:
         return self.token
 
+    __repr__ = __str__  # in a list that is printed
+
     def __add__(self, other: object) -> str:
         return self.token + str(other)
 
