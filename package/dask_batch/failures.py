@@ -52,6 +52,9 @@ _ERRORS: Mapping[Outcome, type[TaskError]] = {
 }
 
 
+_CUT_SHORT = frozenset({Outcome.TIMEOUT, Outcome.PREEMPTED, Outcome.CANCELLED})
+
+
 def failure_of(
     verdict: Verdict,
     *,
@@ -61,6 +64,7 @@ def failure_of(
     state: str,
     log: Path | None,
     end: Mapping[str, Any] | None,
+    cut: Mapping[str, Any] | None = None,
 ) -> BaseException:
     """Return the exception that a verdict other than *done* becomes.
 
@@ -71,7 +75,9 @@ def failure_of(
     key, function, job_id, state, log
         What the error will carry: see :class:`~dask_batch.errors.TaskError`.
     end
-        The attempt's own end record, if it left one.
+        The attempt's end record.
+    cut
+        Where it stood when it was warned of its end, if it was.
 
     Returns
     -------
@@ -83,7 +89,7 @@ def failure_of(
     if verdict.outcome is Outcome.EXCEPTION and end is not None:
         return _users_own(end, key=key, function=function, job_id=job_id, log=log)
     error = _ERRORS[verdict.outcome](
-        f"{function or 'a task'}: {verdict.message}",
+        f"{function or 'a task'}: {verdict.message}{_where_it_stood(verdict, cut)}",
         key=key,
         function=function,
         job_id=job_id,
@@ -94,9 +100,24 @@ def failure_of(
     )
     if isinstance(error, DependencyFailedError) and end is not None:
         error.root = str(end.get("root", ""))
-    if end is not None and end.get("traceback"):
-        error.__cause__ = RemoteTraceback(str(end["traceback"]))
+    trace = (end or {}).get("traceback") or (_trace(cut) if verdict.outcome in _CUT_SHORT else "")
+    if trace:
+        error.__cause__ = RemoteTraceback(str(trace))
     return error
+
+
+def _trace(cut: Mapping[str, Any] | None) -> str:
+    return str((cut or {}).get("traceback") or "")
+
+
+def _where_it_stood(verdict: Verdict, cut: Mapping[str, Any] | None) -> str:
+    """Tell where an attempt was cut short, in a line; the frames are the error's cause."""
+    frames = [line.strip() for line in _trace(cut).splitlines() if line.strip().startswith("File ")]
+    if verdict.outcome not in _CUT_SHORT or not frames:
+        return ""
+    left = (cut or {}).get("left_s")
+    when = f", {left:.0f} s before its limit," if isinstance(left, (int, float)) else ""
+    return f"; when it was warned{when} it stood at {frames[-1]}"
 
 
 def _users_own(

@@ -15,7 +15,15 @@ from typing import Any
 
 from dask_batch.backends.base import JobState, JobStatus
 
-__all__ = ["Evidence", "Outcome", "Verdict", "judge", "poll_interval_s"]
+__all__ = [
+    "Evidence",
+    "Outcome",
+    "Verdict",
+    "judge",
+    "poll_interval_s",
+    "said",
+    "signal_of",
+]
 
 
 class Outcome(enum.Enum):
@@ -56,6 +64,8 @@ class Evidence:
         How long a result may take to be seen here after the job ended.
     parents_open
         Whether a job that this one waits for has no verdict yet.
+    parents_alive
+        Whether the batch system says of each of those that it has not ended.
     """
 
     published: bool = False
@@ -64,6 +74,7 @@ class Evidence:
     ended_for_s: float = 0.0
     grace_s: float = 0.0
     parents_open: bool = False
+    parents_alive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,6 @@ _OUTCOMES = {
     JobState.LOST: (Outcome.LOST, "the batch system has lost every trace of the job"),
     JobState.COMPLETED: (Outcome.NO_OUTPUT, "the job ended well, but its result is not there"),
 }
-_ADOPTED = frozenset({JobState.CANCELLED, JobState.DEPENDENCY_FAILED})
 
 
 def judge(evidence: Evidence) -> Verdict | None:
@@ -99,20 +109,35 @@ def judge(evidence: Evidence) -> Verdict | None:
     if evidence.published:
         return Verdict(Outcome.DONE, evidence="its result is in the cache")
     if evidence.end is not None:
-        return _from_record(evidence.end)
+        verdict = _from_record(evidence.end)
+        fell = verdict.outcome is Outcome.DEPENDENCY and evidence.parents_open
+        return None if fell else verdict
     status = evidence.status
     if status is None or not status.state.ended or evidence.ended_for_s < evidence.grace_s:
         return None
-    if status.state in _ADOPTED and evidence.parents_open:
-        # It fell with a parent: the parent's verdict, still to come, is the true cause.
+    if _fell_with_a_parent(status.state, evidence):
+        # The parent's verdict, still to come, is the true cause.
         return None
-    said = f"{status.source or 'the batch system'} says {status.word or status.state.value}"
-    if status.reason:
-        said += f" ({status.reason})"
+    return Verdict(*_what_happened(status), said(status))
+
+
+def _fell_with_a_parent(state: JobState, evidence: Evidence) -> bool:
+    if state is JobState.CANCELLED:
+        # Slurm's accounting calls so, too, what it removed because a parent failed.
+        return evidence.parents_open and not evidence.parents_alive
+    return state is JobState.DEPENDENCY_FAILED and evidence.parents_open
+
+
+def _what_happened(status: JobStatus) -> tuple[Outcome, str]:
     if status.state is JobState.FAILED:
-        return Verdict(Outcome.DIED, _how_it_died(status), said)
-    outcome, message = _OUTCOMES[status.state]
-    return Verdict(outcome, message, said)
+        return Outcome.DIED, _how_it_died(status)
+    return _OUTCOMES[status.state]
+
+
+def said(status: JobStatus) -> str:
+    """Return what a batch system said about a job, as evidence for people."""
+    words = f"{status.source or 'the batch system'} says {status.word or status.state.value}"
+    return f"{words} ({status.reason})" if status.reason else words
 
 
 def _from_record(end: Mapping[str, Any]) -> Verdict:
@@ -120,19 +145,28 @@ def _from_record(end: Mapping[str, Any]) -> Verdict:
         outcome = Outcome(end.get("outcome"))
     except ValueError:
         outcome = Outcome.DIED  # a later version's word, or a record whose details were lost
-    return Verdict(outcome, str(end.get("message") or "the attempt failed"), "its own end record")
+    if outcome is Outcome.DONE:
+        outcome = Outcome.NO_OUTPUT  # no end record says so, and success needs the result
+    message = str(end.get("message") or "the attempt failed")
+    return Verdict(outcome, message, str(end.get("evidence") or "its own end record"))
 
 
 def _how_it_died(status: JobStatus) -> str:
-    # A job script's shell reports the signal that ended its command as 128 + its number.
-    signal = status.signal or (status.exit_code or 0) - _SHELL_SIGNAL
-    if status.signal or signal in _SIGNALS:
+    signal = signal_of(status)
+    if signal is not None:
         return f"the job was killed by signal {signal}{_SIGNALS.get(signal, '')}"
     if status.exit_code == 127:
         return "the job's command was not found (exit code 127)"
     if status.exit_code:
         return f"the job ended with exit code {status.exit_code} and left no record of why"
     return "the job failed and left no record of why"
+
+
+def signal_of(status: JobStatus) -> int | None:
+    """Return the signal that ended a job, None if none did."""
+    # A job script's shell reports the signal that ended its command as 128 + its number.
+    signal = status.signal or (status.exit_code or 0) - _SHELL_SIGNAL
+    return signal if status.signal or signal in _SIGNALS else None
 
 
 _SHELL_SIGNAL = 128

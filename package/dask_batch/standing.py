@@ -8,22 +8,30 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from dask_batch.backends.base import Backend, JobStatus
+from dask_batch.backends.base import Backend, JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Owner, Run, RunLog
 from dask_batch.cache.store import Cache
 from dask_batch.errors import BackendError
+from dask_batch.follow import Evidence, judge, signal_of
+from dask_batch.history import History
 from dask_batch.job.checks import starter_is_dead
+from dask_batch.retry import Ending
 
 __all__ = ["Standing", "Standings", "Survey", "log_stem"]
 
 logger = logging.getLogger(__name__)
 
+_Answer = TypeVar("_Answer")
+
 _LOOK_S = 0.05
 _SAY_S = 30.0
 _STALL_S = 120.0
 """A hand-over on another host that records nothing for so long counts as dead, in seconds."""
+_PATIENCE_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0, 60.0)
+"""How long to wait between two questions to a batch system that gives no answer, in seconds."""
 _LAG_S = 2.0
 """How long after the first miss a job is looked up again, in seconds."""
 
@@ -87,6 +95,7 @@ class Standings:
         self.cache = cache
         self.claims = claims
         self.backend = backend
+        self.history = History(cache, claims)
         self._open_backend = open_backend
         self._others: dict[str, Backend | None] = {}
 
@@ -98,15 +107,33 @@ class Standings:
             for run in {claim.run.id: claim.run for claim in claims.values()}.values()
         }
         ended = attempts.ended(self.cache, {k: c.generation for k, c in claims.items()})
-        open_claims = {
-            key: claim
-            for key, claim in claims.items()
-            if key not in ended and not logs[claim.run.id].aborted
-        }
-        return Survey(
-            self._alive(open_claims, logs),
-            {key: claim.generation for key, claim in claims.items()},
-        )
+        valid = {key: c for key, c in claims.items() if not logs[c.run.id].aborted}
+        alive = self._alive({k: c for k, c in valid.items() if k not in ended}, logs)
+        alive.update(self._repeated({k: c for k, c in valid.items() if k in ended}, logs))
+        return Survey(alive, {key: claim.generation for key, claim in claims.items()})
+
+    def _repeated(
+        self, claims: Mapping[str, Claim], logs: Mapping[str, RunLog]
+    ) -> dict[str, Standing]:
+        """Of claims on attempts that have failed, return those that their run repeats."""
+        found: dict[str, Standing] = {}
+        for key, claim in claims.items():
+            end = attempts.read_end(self.cache, key, claim.generation)
+            job_id = logs[claim.run.id].ids.get(claim.job_name)
+            here = claim.run.backend == self.backend.name and not self._elsewhere(claim.run)
+            if end is None or job_id is None or not here:
+                continue
+            if self._is_repeated(claim, Ending.of(end)):
+                found[key] = self.standing(claim, job_id)
+        return found
+
+    def _is_repeated(self, claim: Claim, ending: Ending) -> bool:
+        """Whether a run repeats an attempt that ended so, for reasons of the attempt itself.
+
+        What was lost, or fell with an input, is as well made by a new run.
+        """
+        repeat = self.history.decide(claim, ending)
+        return repeat is not None and not repeat.free
 
     # ---- hand-overs that are not finished --------------------------------------------------
 
@@ -146,17 +173,18 @@ class Standings:
             )  # fmt: skip
             self.claims.record(run.id, {"event": "aborted", "reason": "its backend is not here"})
             return
-        found = {**backend.find([name for name, _ in run.jobs]), **log.ids}
+        names = [name for name, _ in run.jobs]
+        found = {**_patiently(backend, lambda: backend.find(names)), **log.ids}
         for name, job_id in found.items():
             if name not in log.ids:
                 self.claims.record_job(run.id, name, job_id)
         if log.accepted:
             logger.info("run %s: its client died before letting it go; it goes now", run.id)
-            backend.release(list(found.values()))
+            _patiently(backend, lambda: backend.release(list(found.values())))
             self.claims.record(run.id, {"event": "released"})
         else:
             logger.info("run %s: its client died while handing it over; it is taken back", run.id)
-            backend.cancel(list(found.values()))
+            _patiently(backend, lambda: backend.cancel(list(found.values())))
             self.claims.record(run.id, {"event": "aborted", "reason": "its client died"})
 
     # ---- jobs ------------------------------------------------------------------------------
@@ -187,22 +215,31 @@ class Standings:
         ids = {c.job_name: log.ids[c.job_name] for c in members if c.job_name in log.ids}
         nameless = [claim.job_name for claim in members if claim.job_name not in ids]
         if nameless:
-            ids.update(backend.find(nameless))
+            ids.update(_patiently(backend, lambda: backend.find(nameless)))
         return ids
 
     def _states(self, backend: Backend, ids: Collection[str]) -> dict[str, JobStatus]:
         """Ask for states; what is not known at once is asked for once more, after a lag."""
-        states = dict(backend.status(ids))
+        states = dict(_patiently(backend, lambda: backend.status(ids)))
         missing = [job_id for job_id in ids if job_id not in states]
         if missing:
             time.sleep(_LAG_S)
-            states.update(backend.status(missing))
+            states.update(_patiently(backend, lambda: backend.status(missing)))
         return states
 
     def _lives(self, claim: Claim, status: JobStatus | None) -> bool:
-        """Whether an attempt may still publish."""
-        if status is not None:
-            return not status.state.ended
+        """Whether an attempt may still publish, or be repeated by its run."""
+        if status is not None and status.name and status.name != claim.job_name:
+            status = None  # the id has been given to another job since
+        if status is not None and not status.state.ended:
+            return True
+        if status is not None and status.state is JobState.DEPENDENCY_FAILED:
+            return self._may_go_on(claim)
+        if status is not None and status.state is not JobState.LOST:
+            verdict = judge(Evidence(status=status))
+            outcome = verdict.outcome.value if verdict is not None else None
+            end = {"outcome": outcome, "exit_code": status.exit_code, "signal": signal_of(status)}
+            return self._is_repeated(claim, Ending.of(end))
         # The batch system answered, twice, and does not know the job. Only a process on this
         # very host can prove it wrong.
         start = attempts.read_start(self.cache, claim.key, claim.generation)
@@ -211,6 +248,12 @@ class Standings:
             and start["host"] == Owner.current().host
             and not starter_is_dead(start)
         )
+
+    def _may_go_on(self, claim: Claim) -> bool:
+        """Whether a job that waits for a failed one waits for one that is being repeated."""
+        causes = self.history.causes(claim)
+        above = {each.key for each in causes.open}
+        return not causes.final and bool(above) and above == self.survey(above).alive.keys()
 
     def _elsewhere(self, run: Run) -> bool:
         """Whether a run went to the local queue of another host."""
@@ -264,3 +307,20 @@ def _is_dead(owner: Owner, *, stalled: bool) -> bool:
     """Whether a process is dead; of one on another host, whether nothing has been heard of it."""
     alive = owner.alive()
     return alive is False or (alive is None and stalled)
+
+
+def _patiently(backend: Backend, ask: Callable[[], _Answer]) -> _Answer:
+    """Ask a batch system that may be out of order for a while: its controller is restarted.
+
+    Raises
+    ------
+    BackendError
+        It gives no answer for minutes.
+    """
+    for wait_s in _PATIENCE_S if backend.shared else ():
+        try:
+            return ask()
+        except BackendError as error:
+            logger.warning("%s gives no answer; again in %g s: %s", backend.name, wait_s, error)
+            time.sleep(wait_s)
+    return ask()

@@ -1,0 +1,154 @@
+"""What one client knows of one key that is under way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.course import Course
+from dask_batch.follow import Evidence
+from dask_batch.future import BatchFuture
+from dask_batch.standing import Standing
+
+__all__ = ["Entry", "Observer", "Pace"]
+
+Observer: TypeAlias = Callable[[Literal["started", "finished"], str], None]
+"""Called with ``"started"`` or ``"finished"`` and a key, in the engine's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often to ask, and how long to wait for late files and late answers, in seconds."""
+
+    shortest_poll_s: float = 5.0
+    longest_poll_s: float = 120.0
+    output_grace_s: float = 30.0
+    """How long after a job ended well its result may take to be seen."""
+    failure_grace_s: float = 5.0
+    """How long after a job failed its end record may take to be seen."""
+    lost_grace_s: float = 30.0
+    """How long the batch system may not know a job before it counts as lost."""
+    lease_s: float = 60.0
+    """How long another process that began to repeat a job has to do it."""
+
+    def grace_s(self, state: JobState) -> float:
+        """Return how long a batch system's word for an end is not yet evidence."""
+        if state is JobState.COMPLETED:
+            return self.output_grace_s
+        return self.lost_grace_s if state is JobState.LOST else self.failure_grace_s
+
+
+@dataclass(slots=True)
+class Entry:
+    """One key that is under way.
+
+    Attributes
+    ----------
+    standing
+        The attempt and its job.
+    ours
+        Whether this client handed the job over.
+    status, ended_at
+        The batch system's last word on the job, and since when it has been saying that the job
+        has ended.
+    unknown_at, misses
+        Since when, and how many times in a row, a batch system that answered has not known it.
+    course
+        Where the evidence has led so far.
+    act_at
+        When to see to a repetition that has been claimed and is not known to be under way.
+    refusals
+        How often the batch system has refused to repeat the job.
+    troubles, troubled_at, quiet_until
+        How often, and since when, looking at it has failed in unforeseen ways, and until when it
+        is left alone.
+    """
+
+    standing: Standing
+    function: str
+    ours: bool = False
+    parents: set[str] = field(default_factory=set)
+    children: set[str] = field(default_factory=set)
+    futures: list[BatchFuture] = field(default_factory=list)
+    observers: list[Observer] = field(default_factory=list)
+    status: JobStatus | None = None
+    ended_at: float | None = None
+    unknown_at: float = 0.0
+    misses: int = 0
+    started: bool = False
+    since: float = field(default_factory=time.monotonic)
+    course: Course = field(init=False)
+    act_at: float = 0.0
+    refusals: int = 0
+    troubles: int = 0
+    troubled_at: float = 0.0
+    quiet_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.course = Course(self.standing.generation)
+
+    @property
+    def running(self) -> bool:
+        """Whether the batch system says that the job is at work."""
+        return self.status is not None and self.status.state is JobState.RUNNING
+
+    @property
+    def over(self) -> bool:
+        """Whether the batch system says that the job has ended."""
+        return self.status is not None and self.status.state.ended
+
+    def hear(self, status: JobStatus, now: float) -> None:
+        """Take the batch system's word."""
+        known = self.standing.job_name
+        if status.name and status.name != known:
+            # The controller has lost its memory and given the id to another job.
+            status = replace(status, state=JobState.LOST, reason=f"its id is that of {status.name}")
+        before = self.status
+        changed = before is None or before.state is not status.state
+        self.status, self.misses = status, 0
+        if not status.state.ended:
+            self.ended_at = None
+        elif changed or self.ended_at is None:
+            self.ended_at = now
+
+    def miss(self, now: float, source: str) -> None:
+        """Note that a batch system that answered does not know the job.
+
+        Once is no evidence, nor does it change what was known of an end.
+        """
+        if self.over:
+            return
+        self.misses += 1
+        if self.misses == 1:
+            self.unknown_at = now
+            return
+        reason = "it does not know the job"
+        job_id = self.standing.job_id or ""
+        self.status = JobStatus(job_id, JobState.LOST, reason=reason, source=source)
+        self.ended_at = self.unknown_at
+
+    def evidence(
+        self, *, published: bool, end: dict[str, object] | None, parents: list[Entry], pace: Pace
+    ) -> Evidence:
+        """Put together what is known now."""
+        status = self.status
+        return Evidence(
+            published=published,
+            end=end,
+            status=status,
+            ended_for_s=0.0 if self.ended_at is None else time.monotonic() - self.ended_at,
+            grace_s=0.0 if status is None else pace.grace_s(status.state),
+            parents_open=bool(parents),
+            parents_alive=all(p.status is not None and not p.over for p in parents),
+        )
+
+    def move(self, standing: Standing, *, sure: bool, act_at: float = 0.0) -> None:
+        """Follow a later attempt."""
+        self.course.advance(standing.generation, sure=sure)
+        self.standing = standing
+        self.status, self.ended_at, self.misses = None, None, 0
+        self.act_at, self.refusals = act_at, 0
+        self.since = time.monotonic()
