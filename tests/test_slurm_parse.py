@@ -11,36 +11,41 @@ from dask_batch.backends.base import JobState
 from dask_batch.backends.slurm import parse, states
 
 SQUEUE = """\
-4|COMPLETED|0|None
-5|FAILED|768|NonZeroExitCode
-6|FAILED|11|JobLaunchFailure
-7|CANCELLED|0|DependencyNeverSatisfied
-8|CANCELLED|0|JobHeldUser
-9|PENDING|0|DependencyNeverSatisfied
-10|PENDING|0|Dependency
-11|PENDING|0|JobHeldUser
-12|PENDING|0|(launch failed requeued held)
-13|RUNNING|0|None
-14|COMPLETING|0|None
-23|CANCELLED|0|Dependency
-24|PENDING|0|ReqNodeNotAvail, Reserved for maintenance|x
+4|COMPLETED|0|a|None
+5|FAILED|768|a|NonZeroExitCode
+6|FAILED|11|a|JobLaunchFailure
+7|CANCELLED|0|a|DependencyNeverSatisfied
+8|CANCELLED|0|a|JobHeldUser
+9|PENDING|0|a|DependencyNeverSatisfied
+10|PENDING|0|a|Dependency
+11|PENDING|0|a|JobHeldUser
+12|PENDING|0|a|(launch failed requeued held)
+13|RUNNING|0|a|None
+14|COMPLETING|0|a|None
+15|PENDING|768|a|job requeued in held state
+23|CANCELLED|0|a|Dependency
+24|PENDING|0|a|ReqNodeNotAvail, Reserved for maintenance|x
 squeue: some warning
 """
 
 SACCT = """\
-5|FAILED|3:0|None
-6|FAILED|0:11|None
-7|CANCELLED|0:0|Dependency
-8|CANCELLED by 0|0:0|None
-22|CANCELLED by 0|0:0|JobHeldUser
-23|CANCELLED by 1000|0:0|Dependency
-30|OUT_OF_MEMORY|0:125|None
-31|FAILED|0:53|None
-32|TIMEOUT|0:0|None
-33|PENDING|0:0|None
-34|NODE_FAIL|1:0|None
-35|CANCELLED|0:0|None
+5|FAILED|3:0|a|2026-11-22T19:17:50|2026-11-22T19:17:51|None
+6|FAILED|0:11|a|2026-11-22T19:17:50|2026-11-22T19:17:51|None
+7|CANCELLED|0:0|a|2026-11-22T19:17:51|2026-11-22T19:17:51|Dependency
+8|CANCELLED by 0|0:0|a|2026-11-22T19:17:50|2026-11-22T19:17:51|None
+22|CANCELLED by 0|0:0|a|2026-11-22T19:17:51|2026-11-22T19:17:51|JobHeldUser
+23|CANCELLED by 1000|0:0|a|2026-11-22T19:17:51|2026-11-22T19:17:51|Dependency
+30|OUT_OF_MEMORY|0:125|a|2026-11-22T19:17:50|2026-11-22T19:17:51|None
+31|FAILED|0:53|a|2026-11-22T19:17:50|2026-11-22T19:17:50|None
+32|TIMEOUT|0:0|a|2026-11-22T19:17:50|2026-11-22T19:18:51|None
+33|PENDING|0:0|a|Unknown|Unknown|None
+34|NODE_FAIL|1:0|a|2026-11-22T19:17:50|2026-11-22T19:17:51|None
+35|CANCELLED|0:0|usercancel|2026-11-22T19:17:51|2026-11-22T19:17:51|JobHeldUser
+36|CANCELLED|0:15|usercancelrun|2026-11-22T19:17:50|2026-11-22T19:17:51|None
+37|CANCELLED|0:0|run|2026-11-22T19:20:29|2026-11-22T19:20:33|None
+38|CANCELLED|0:0|pend|Unknown|2026-11-22T19:20:33|None
 """
+"""35 and 36 a user had cancelled before slurmctld was restarted; 37 and 38 it had forgotten."""
 
 
 def test_squeue():
@@ -54,9 +59,10 @@ def test_squeue():
         "9": JobState.DEPENDENCY_FAILED,
         "10": JobState.WAITING,
         "11": JobState.HELD,
-        "12": JobState.HELD,
+        "12": JobState.NODE_FAILURE,
         "13": JobState.RUNNING,
         "14": JobState.ENDING,
+        "15": JobState.HELD,
         "23": JobState.CANCELLED,
         "24": JobState.WAITING,
     }
@@ -82,6 +88,9 @@ def test_sacct():
         "33": JobState.WAITING,
         "34": JobState.NODE_FAILURE,
         "35": JobState.CANCELLED,
+        "36": JobState.CANCELLED,
+        "37": JobState.LOST,
+        "38": JobState.LOST,
     }
     assert (found["5"].exit_code, found["5"].signal) == (3, None)
     assert found["6"].signal == 11
@@ -112,7 +121,7 @@ def test_words(word, state):
 def test_an_unknown_word_is_not_finished_and_warned_of_once(caplog, monkeypatch):
     monkeypatch.setattr(states, "_warned", set())
     with caplog.at_level(logging.WARNING, logger="dask_batch"):
-        found = parse.parse_squeue("1|HIBERNATING|0|None\n2|HIBERNATING|0|None\n")
+        found = parse.parse_squeue("1|HIBERNATING|0|a|None\n2|HIBERNATING|0|a|None\n")
     assert {status.state for status in found.values()} == {JobState.UNKNOWN}
     assert not found["1"].state.ended
     assert len(caplog.records) == 1

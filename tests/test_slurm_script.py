@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dask_batch.backends.base import Job
+from dask_batch.backends.slurm.dependencies import dependency_of
 from dask_batch.backends.slurm.limits import refuse_what_cannot_be
 from dask_batch.backends.slurm.options import log_pattern, refuse_directives, refuse_reserved
 from dask_batch.backends.slurm.parse import NodeKind
@@ -54,7 +55,11 @@ def a_job(logs="/logs", parents=(), after=(), template=None, variables=(), **res
 
 
 def text_of(job, dependency=()):
-    return script_text(job, dependency, job_command(job))
+    return script_text(job, dependency_of(job, dependency), job_command(job))
+
+
+def arguments_of(job, dependency=(), *, hold=False, patient=False):
+    return sbatch_arguments(job, dependency_of(job, dependency, patient=patient), hold=hold)
 
 
 def directives(script):
@@ -99,6 +104,7 @@ def test_the_builtin_template_prints_every_resource():
         "--mail-type=END",
         "--dependency=afterok:1:2",
         "--kill-on-invalid-dep=yes",
+        "--signal=B:USR1@12",
     ]
 
 
@@ -109,18 +115,20 @@ def test_the_builtin_template_prints_nothing_that_was_not_asked_for():
         "--error=/logs/0.err",
         "--ntasks=1",
         "--cpus-per-task=1",
+        "--signal=B:USR1@60",
     ]
 
 
 def test_what_a_template_does_not_print_is_requested_on_the_command_line():
     bare = a_job(template="#!/bin/bash\n{{ command }}\n", **EVERYTHING)
     builtin = directives(text_of(a_job(**EVERYTHING)))
-    assert set(builtin) <= set(sbatch_arguments(bare, []))
+    of_the_script_itself = {"--signal=B:USR1@12"}
+    assert set(builtin) - of_the_script_itself <= set(arguments_of(bare, []))
 
 
 def test_what_a_template_prints_is_left_to_it():
     job = a_job(template=OWN, partition="debug", run_time_max=60, memory_max=1)
-    arguments = sbatch_arguments(job, [])
+    arguments = arguments_of(job, [])
     assert not [a for a in arguments if re.match("--(partition|time|mem|ntasks|cpus)", a)]
 
 
@@ -131,7 +139,7 @@ def test_a_template_of_executorlib_means_what_it_says():
     assert "--mem=2G" in lines
     assert "--dependency=afterok:7:8:9" in lines
     assert "--ntasks=1" in lines
-    assert "--cpus-per-task=4" in sbatch_arguments(job, ["7", "8", "9"])
+    assert "--cpus-per-task=4" in arguments_of(job, ["7", "8", "9"])
 
 
 def test_a_template_that_needs_a_partition_says_so():
@@ -141,7 +149,7 @@ def test_a_template_that_needs_a_partition_says_so():
 
 def test_the_command_line_names_the_job_its_logs_and_its_parents():
     child = a_job(parents=["p"], slurm_cmd_args="--begin=now --comment='a b'")
-    assert sbatch_arguments(child, ["1", "2"]) == [
+    assert arguments_of(child, ["1", "2"]) == [
         "--begin=now",
         "--comment=a b",
         "--parsable",
@@ -153,19 +161,13 @@ def test_the_command_line_names_the_job_its_logs_and_its_parents():
     ]
 
 
-@pytest.mark.parametrize("after", [(), ("17",)])
-def test_what_waits_for_nothing_of_its_hand_over_is_held(after):
-    assert "--hold" in sbatch_arguments(a_job(after=after), list(after))
-    assert "--hold" not in sbatch_arguments(a_job(parents=["p"], after=after), ["1", *after])
-
-
 def test_the_command_holds_paths_and_no_values():
     command = job_command(a_job())
     assert command == [
         sys.executable, "-P", "-m", "dask_batch.job", "/cache/definitions/r1.h5", "0"
     ]  # fmt: skip
     last = text_of(a_job()).splitlines()[-1]
-    assert shlex.split(last) == ["env", "DASK_BATCH_BACKEND=slurm", *command]
+    assert shlex.split(last) == ["exec", "env", "DASK_BATCH_BACKEND=slurm", *command]
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,9 @@ class Job:
     repeatable: bool = False
     """Whether it may be run again after a failure (:meth:`Backend.rerun`): jobs that wait for it
     must outlive its failure, and stay queued until they are cancelled or it has succeeded."""
+    patient: bool = False
+    """Whether one of the jobs in ``after`` may be run again, so that this one must outlive its
+    failure. For ``parents`` the backend sees that by itself."""
     after_failure: tuple[str, ...] = ()
     """Ids of jobs one of which must have failed first, however; if all succeed, this job is
     dropped. Such a job is not held."""

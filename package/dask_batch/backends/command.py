@@ -11,7 +11,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _SCHEDULER = ("SLURM_", "SLURMD_", "PMI_", "PMI2_", "PMIX_", "FLUX_")
 _FORMATTING = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SCANCEL_", "SPRIO_")
+_LOOK_S = 1.0
 _CONNECTION = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 """Without these the commands might not find their controller."""
 
@@ -68,6 +70,7 @@ def run(
     input: str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    give_up: Callable[[str], bool] | None = None,
 ) -> Completed:
     """Run a command to its end.
 
@@ -83,6 +86,9 @@ def run(
         Its environment; None: :func:`command_environment`.
     cwd
         Its working directory.
+    give_up
+        Asked about once a second with what is on stderr so far: true ends the command as the time
+        limit does.
 
     Raises
     ------
@@ -114,7 +120,7 @@ def run(
         ) from error
     with process:
         try:
-            stdout, stderr = process.communicate(input, timeout=timeout_s)
+            stdout, stderr = _communicate(process, input, timeout_s, give_up)
         except subprocess.TimeoutExpired:
             _kill_group(process)
             stdout, stderr = _what_is_left(process)
@@ -125,6 +131,28 @@ def run(
     if process.returncode != 0:
         raise CommandError(tuple(argv), process.returncode, stdout, stderr)
     return Completed(stdout, stderr)
+
+
+def _communicate(
+    process: subprocess.Popen[str],
+    input: str | None,
+    timeout_s: float,
+    give_up: Callable[[str], bool] | None,
+) -> tuple[str, str]:
+    """Wait for a command's end; raise TimeoutExpired if that takes too long."""
+    if give_up is None:
+        return process.communicate(input, timeout=timeout_s)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return process.communicate(input, timeout=_LOOK_S)
+        except subprocess.TimeoutExpired as waiting:
+            # What it holds are bytes, whatever the mode of the pipes.
+            so_far = waiting.stderr or b""
+            text = so_far if isinstance(so_far, str) else so_far.decode("utf-8", "replace")
+            if time.monotonic() >= deadline or give_up(text):
+                raise
+            input = None  # it goes on writing what it was given first
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,28 +11,31 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dask_batch.backends.base import Job, JobStatus
-from dask_batch.backends.command import Completed, run
+from dask_batch.backends.command import Completed
 from dask_batch.backends.slurm import parse, script
+from dask_batch.backends.slurm.commands import Commands, chunks
+from dask_batch.backends.slurm.dependencies import LONGEST, Dependency, dependency_of
+from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.limits import refuse_what_cannot_be
 from dask_batch.backends.slurm.options import refuse_directives, refuse_reserved
 from dask_batch.backends.slurm.parallel import levels, submit_together
+from dask_batch.backends.slurm.patience import CANCEL_PATIENCE_S, Waiting
+from dask_batch.backends.slurm.rerun import Rerun
 from dask_batch.backends.slurm.submission import Submitter
-from dask_batch.errors import BackendUnavailableError, CommandError, TemplateError
+from dask_batch.errors import (
+    BackendUnavailableError,
+    CommandError,
+    ResourceError,
+    SubmissionError,
+    TemplateError,
+)
 
 __all__ = ["SlurmBackend"]
 
 logger = logging.getLogger(__name__)
 
-QUERY_TIMEOUT_S = 60.0
-"""Longer than the time for which Slurm's commands try to reach their controller."""
-IDS_PER_CALL = 500
-NAMES_PER_CALL = 200
 PARALLEL = 4
 """Submissions at a time: more gain nothing at slurmctld."""
-HISTORY = "now-60days"
-"""How far back ``sacct`` looks for a name; without it, today only."""
-
-_HARMLESS = ("Invalid job id", "already finished", "already completing", "slurm_suspend error")
 
 
 class SlurmBackend:
@@ -66,10 +68,15 @@ class SlurmBackend:
                 "run this on a login node of the cluster."
             )
         self._command = command
-        self._accounting = True
         self._news = threading.Event()
         self._closed = threading.Event()
-        self._submit_one = Submitter(self.find, self._closed.wait)
+        waiting = Waiting(self._closed.wait)
+        self._commands = Commands(waiting)
+        # Looked up at each call: tests put themselves in between.
+        self._inquiry = Inquiry(lambda argv: self._ask(argv))
+        find, busy = self._inquiry.find_queued, self._inquiry.busy
+        self._submit_one = Submitter(find, busy, waiting)
+        self._rerun = Rerun(self._commands, self._inquiry, self._submit_again)
 
     # -- before ---------------------------------------------------------------------------------
 
@@ -104,6 +111,9 @@ class SlurmBackend:
 
     def script(self, job: Job, dependency: Sequence[str] = ()) -> str:
         """Return the script that would be submitted for a job."""
+        return self._script(job, dependency_of(job, dependency))
+
+    def _script(self, job: Job, dependency: Dependency) -> str:
         return script.script_text(job, dependency, self._command(job))
 
     # -- hand-over ------------------------------------------------------------------------------
@@ -111,11 +121,13 @@ class SlurmBackend:
     def submit(self, jobs: Sequence[Job], accepted: Callable[[str, str], None]) -> None:
         """Hand over jobs, parents before children, some at a time; roots held."""
         ids: dict[str, str] = {}
+        repeatable = {job.name for job in jobs if job.repeatable}
 
         def submit(job: Job) -> str:
-            dependency = [*(ids[parent] for parent in job.parents), *job.after]
-            arguments = script.sbatch_arguments(job, dependency)
-            return self._submit_one(job, arguments, self.script(job, dependency))
+            parents = [ids[parent] for parent in job.parents]
+            patient = not repeatable.isdisjoint(job.parents)
+            hold = not (job.parents or job.after_failure or job.after_end)
+            return self._hand_in(job, dependency_of(job, parents, patient=patient), hold=hold)
 
         def taken(name: str, job_id: str) -> None:
             ids[name] = job_id
@@ -125,78 +137,57 @@ class SlurmBackend:
             for level in levels(jobs):
                 submit_together(level, submit, taken, pool=pool, at_a_time=PARALLEL)
 
+    def _hand_in(self, job: Job, dependency: Dependency, *, hold: bool) -> str:
+        arguments = script.sbatch_arguments(job, dependency, hold=hold)
+        if len(dependency.expression) > LONGEST:
+            refusal = SubmissionError(
+                1,
+                ["sbatch", *arguments],
+                f"job {job.name} waits for more jobs than Slurm can be told of "
+                f"({len(dependency.expression)} characters, of which it takes {LONGEST})",
+                advice="Combine them in a tree, some hundreds at a time.",
+            )
+            refusal.job_name = job.name
+            raise refusal
+        return self._submit_one(job, arguments, self._script(job, dependency))
+
     def release(self, job_ids: Sequence[str]) -> None:
         """Let held jobs go; one that has been cancelled in the meantime is no error."""
-        for chunk in _chunks(job_ids, IDS_PER_CALL):
-            self._tolerantly(["scontrol", "release", ",".join(chunk)])
+        for chunk in chunks(job_ids):
+            self._commands.insist(["scontrol", "release", ",".join(chunk)])
 
     def cancel(self, job_ids: Collection[str]) -> None:
         """End jobs, waiting or running."""
-        for chunk in _chunks(sorted(job_ids), IDS_PER_CALL):
-            self._tolerantly(["scancel", *chunk])
+        for chunk in chunks(sorted(job_ids)):
+            self._commands.insist(["scancel", *chunk], total_s=CANCEL_PATIENCE_S)
 
-    def _tolerantly(self, argv: Sequence[str]) -> None:
-        """Run a command for many jobs, some of which may be gone."""
+    # -- repeating ------------------------------------------------------------------------------
+
+    def rerun(self, job: Job, job_id: str, dependents: Mapping[str, Sequence[str]]) -> str:
+        """Run a job that has ended once more, in its place."""
         try:
-            self._ask(argv)
-        except CommandError as error:
-            lines = [line for line in error.stderr.splitlines() if line.strip()]
-            harmless = all(any(sign in line for sign in _HARMLESS) for line in lines)
-            if error.returncode is None or not lines or not harmless:
-                raise
+            refuse_what_cannot_be(job.resources, self._nodes())
+        except ResourceError as error:  # Slurm itself would take it, and never start it
+            refusal = SubmissionError(1, ["scontrol", "update"], str(error))
+            refusal.job_name = job.name
+            raise refusal from error
+        return self._rerun(job, job_id, dependents)
+
+    def _submit_again(self, job: Job) -> str:
+        return self._hand_in(job, dependency_of(job), hold=True)
 
     # -- afterwards -----------------------------------------------------------------------------
 
     def status(self, job_ids: Collection[str]) -> dict[str, JobStatus]:
         """Ask ``squeue`` once for all, and ``sacct`` once for those that it does not know."""
-        if not job_ids:
-            return {}
-        # By user, not by id: an unknown id alone is an error, among others it is silence.
-        argv = ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid())]
-        queued = parse.parse_squeue(self._ask([*argv, "-O", parse.SQUEUE_FORMAT]).stdout)
-        found = {job_id: queued[job_id] for job_id in job_ids if job_id in queued}
-        gone = sorted(set(job_ids) - set(found))
-        for chunk in _chunks(gone, IDS_PER_CALL):
-            argv = ["sacct", "-X", "-n", "-P", "-j", ",".join(chunk)]
-            past = parse.parse_sacct(self._account([*argv, "--format", parse.SACCT_FIELDS]))
-            # Accounting lags: a job that squeue no longer has, yet sacct calls unfinished, has
-            # an end that is not known yet.
-            found.update({i: past[i] for i in chunk if i in past and past[i].state.ended})
-        return found
+        return self._inquiry.status(job_ids) if job_ids else {}
 
     def find(self, names: Collection[str]) -> dict[str, str]:
         """Look up job ids by unique job names, in the queue and in the accounting."""
-        if not names:
-            return {}
-        argv = ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid())]
-        queued = parse.parse_names(self._ask([*argv, "-o", parse.SQUEUE_NAME_FORMAT]).stdout)
-        found = {name: queued[name] for name in names if name in queued}
-        for chunk in _chunks(sorted(set(names) - set(found)), NAMES_PER_CALL):
-            argv = ["sacct", "-X", "-n", "-P", "-S", HISTORY, "-u", str(os.getuid())]
-            argv += ["--name", ",".join(chunk), "--format", parse.SACCT_NAME_FIELDS]
-            past = parse.parse_names(self._account(argv))
-            found.update({name: past[name] for name in chunk if name in past})
-        return found
-
-    def _account(self, argv: Sequence[str]) -> str:
-        """Run ``sacct``; where there is no accounting, or no answer, nothing is known."""
-        if not self._accounting:
-            return ""
-        try:
-            return self._ask(argv).stdout
-        except BackendUnavailableError:
-            self._accounting = False
-        except CommandError as error:
-            if "accounting storage is disabled" in error.stderr:
-                self._accounting = False
-            else:
-                logger.info("no accounting for now: %s", error)
-        if not self._accounting:
-            logger.info("Slurm keeps no accounts here: ended jobs are known for some minutes only")
-        return ""
+        return self._inquiry.find(names) if names else {}
 
     def _ask(self, argv: Sequence[str]) -> Completed:
-        return run(argv, timeout_s=QUERY_TIMEOUT_S)
+        return self._commands.ask(argv)
 
     # -- waiting --------------------------------------------------------------------------------
 
@@ -228,8 +219,3 @@ def _distinct(jobs: Sequence[Job]) -> Iterator[Job]:
 
 def _plain(resources: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in resources.items() if value is not None}
-
-
-def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -1,7 +1,8 @@
 """From what Slurm's commands print to records. Pure: text in, records out.
 
 The formats are asked for with ``|`` between the fields, and with those fields last that may hold
-any character. A line that does not have the expected shape is skipped, not guessed at.
+any character; names of our own jobs cannot hold one. A line that does not have the expected shape
+is skipped, not guessed at.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.backends.slurm.states import job_state
@@ -21,6 +22,7 @@ __all__ = [
     "SQUEUE_FORMAT",
     "SQUEUE_NAME_FORMAT",
     "NodeKind",
+    "is_whole",
     "parse_job_id",
     "parse_names",
     "parse_sacct",
@@ -29,9 +31,9 @@ __all__ = [
     "parse_time_limit",
 ]
 
-SQUEUE_FORMAT = "JobID:|,State:|,exit_code:|,Reason:"
-SQUEUE_NAME_FORMAT = "%A|%j"
-SACCT_FIELDS = "JobIDRaw,State,ExitCode,Reason"
+SQUEUE_FORMAT = "JobID:|,State:|,exit_code:|,Name:|,Reason:"
+SQUEUE_NAME_FORMAT = "JobID:|,Name:"
+SACCT_FIELDS = "JobIDRaw,State,ExitCode,JobName,Start,End,Reason"
 SACCT_NAME_FIELDS = "JobIDRaw,JobName"
 SINFO_FORMAT = "%R|%D|%c|%m|%l|%G"
 
@@ -66,7 +68,8 @@ def parse_job_id(stdout: str) -> str | None:
 
 
 def _rows(text: str, fields: int) -> Iterator[list[str]]:
-    for line in text.splitlines():
+    # What comes after the last newline is empty, or was cut short.
+    for line in text.split("\n")[:-1]:
         row = line.split("|", fields - 1)
         if len(row) == fields:
             yield [cell.strip() for cell in row]
@@ -75,26 +78,62 @@ def _rows(text: str, fields: int) -> Iterator[list[str]]:
 def parse_squeue(text: str) -> dict[str, JobStatus]:
     """Read ``squeue -h -O`` in :data:`SQUEUE_FORMAT`."""
     found = {}
-    for job_id, word, status, reason in _rows(text, 4):
-        exit_code, signal = _wait_status(status)
-        found[job_id] = _status(job_id, word, exit_code, signal, reason, "squeue")
+    for job_id, word, status, name, reason in _rows(text, 5):
+        if job_id.isdecimal() and word:
+            exit_code, signal = _wait_status(status)
+            found[job_id] = _status(job_id, word, exit_code, signal, reason, "squeue", name)
     return found
+
+
+def is_whole(text: str) -> bool:
+    """Whether an answer of ``squeue`` has nothing but whole rows.
+
+    What is missing in one that was cut short is not gone.
+    """
+    lines = text.split("\n")
+    rows = list(_rows(text, 5))
+    return not lines[-1] and len(rows) == len(lines) - 1 and all(r[0].isdecimal() for r in rows)
 
 
 def parse_sacct(text: str) -> dict[str, JobStatus]:
     """Read ``sacct -X -n -P`` in :data:`SACCT_FIELDS`."""
     found = {}
-    for job_id, word, status, reason in _rows(text, 4):
+    for job_id, word, status, name, start, end, reason in _rows(text, 7):
+        if not job_id.isdecimal() or not word:
+            continue
         exit_code, signal = _exit_pair(status)
         if (word, reason) == ("CANCELLED", "Dependency"):
             # --kill-on-invalid-dep removed it; of a scancel it says "CANCELLED by UID".
             reason = "DependencyNeverSatisfied"
-        found[job_id] = _status(job_id, word, exit_code, signal, reason, "sacct")
+        found[job_id] = _status(job_id, word, exit_code, signal, reason, "sacct", name)
+        if _written_off(found[job_id], start, end, signal):
+            found[job_id] = replace(found[job_id], state=JobState.LOST)
     return found
 
 
+def _written_off(status: JobStatus, start: str, end: str, signal: int | None) -> bool:
+    """Whether the row of a job was closed because slurmctld came up without knowing the job.
+
+    Such a row says CANCELLED and not by whom. So do, once slurmctld has been restarted, the rows
+    of jobs that a user cancelled; but those were killed by a signal if they ran (``0:15``), and
+    have one time for start and end if they did not. (Slurm 22.05.)
+    """
+    return (
+        status.word == "CANCELLED"
+        and status.state is JobState.CANCELLED
+        and not signal
+        and start != end
+    )
+
+
 def _status(
-    job_id: str, word: str, exit_code: int | None, signal: int | None, reason: str, source: str
+    job_id: str,
+    word: str,
+    exit_code: int | None,
+    signal: int | None,
+    reason: str,
+    source: str,
+    name: str,
 ) -> JobStatus:
     reason = reason.strip("()")  # as some formats print it
     state = job_state(word, reason)
@@ -105,7 +144,7 @@ def _status(
         reason, signal = "the node could not open the job's log files", None
     if signal is not None and not 0 < signal <= _LAST_SIGNAL:
         signal = None  # 0 is none; 125 is Slurm's own mark for "out of memory"
-    return JobStatus(job_id, state, word, exit_code, signal, reason, source)
+    return JobStatus(job_id, state, word, exit_code, signal, reason, source, name)
 
 
 def _exit_pair(text: str) -> tuple[int | None, int | None]:

@@ -1,7 +1,13 @@
-"""From a job to its script and to the arguments that go with it."""
+"""From a job to its script and to the arguments that go with it.
+
+Before its time limit Slurm warns a job with ``SIGUSR1``. It goes to the process of the script, so
+the built-in template ends by becoming Python (``exec``). A user's own script would die of the
+signal: for those none is asked for, nor where the prologue sets a trap, which ``exec`` would lose.
+"""
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
@@ -11,10 +17,15 @@ from typing import Any
 from dask_batch.backends import templating
 from dask_batch.backends.base import Job
 from dask_batch.backends.slurm import options
+from dask_batch.backends.slurm.dependencies import Dependency
 
 __all__ = ["job_command", "sbatch_arguments", "script_text"]
 
 BUILTIN = "slurm.sh.j2"
+LONGEST_WARNING_S = 60
+WARNING_SHARE = 0.1
+"""A job is warned this share of its time limit before the end, and at most so many seconds. Slurm
+looks once a minute: the signal may come up to 60 s earlier than asked for (22.05)."""
 
 
 def job_command(job: Job) -> list[str]:
@@ -26,7 +37,7 @@ def job_command(job: Job) -> list[str]:
     python = job.resources.get("python") or sys.executable
     words = [python] if shutil.which(python) else shlex.split(python)
     # -P: a file beside the job that is called like a module of the library must not replace it.
-    return [*words, "-P", "-m", "dask_batch.job", str(job.definition), str(job.index)]
+    return [*words, "-P", "-m", job.program, str(job.definition), str(job.index)]
 
 
 def _template(resources: Mapping[str, Any]) -> tuple[str, bool]:
@@ -49,7 +60,17 @@ def _threads_for(source: str, resources: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in threads.items() if name not in source}
 
 
-def script_text(job: Job, dependency: Sequence[str], command: Sequence[str]) -> str:
+def _warning_s(resources: Mapping[str, Any]) -> int | None:
+    """Return how long before its time limit a job is warned; None: not at all."""
+    if any("trap" in line for line in resources.get("job_script_prologue") or ()):
+        return None
+    limit = resources.get("run_time_max")
+    if limit is None:
+        return LONGEST_WARNING_S
+    return min(LONGEST_WARNING_S, math.ceil(options.minutes(limit) * 60 * WARNING_SHARE))
+
+
+def script_text(job: Job, dependency: Dependency, command: Sequence[str]) -> str:
     """Return the job script.
 
     The built-in template exports the thread variables before the prologue, which may change
@@ -67,8 +88,12 @@ def script_text(job: Job, dependency: Sequence[str], command: Sequence[str]) -> 
         command=_command_text(command, _threads_for(source, job.resources) if own else {}),
         working_directory=str(logs),
         job_name=job.name,
-        dependency=dependency,
+        dependency=dependency.successes,
         further={
+            "waits_for": dependency.expression,
+            "patient": dependency.patient,
+            "repeatable": job.repeatable,
+            "warning_s": _warning_s(job.resources),
             "output": options.log_pattern(str(logs / f"{job.index}.out")),
             "error": options.log_pattern(str(logs / f"{job.index}.err")),
             "threads": options.thread_variables(job.resources),
@@ -80,7 +105,7 @@ def script_text(job: Job, dependency: Sequence[str], command: Sequence[str]) -> 
     prologue = job.resources.get("job_script_prologue")
     if prologue and "job_script_prologue" not in templating.template_variables(source):
         text = _with_prologue(text, prologue)
-    return templating.quote_in_directives(text, str(logs))
+    return text
 
 
 def _with_prologue(text: str, prologue: Sequence[str]) -> str:
@@ -93,7 +118,7 @@ def _with_prologue(text: str, prologue: Sequence[str]) -> str:
     return "\n".join([*lines[:body], *prologue, *lines[body:], ""])
 
 
-def sbatch_arguments(job: Job, dependency: Sequence[str]) -> list[str]:
+def sbatch_arguments(job: Job, dependency: Dependency, *, hold: bool) -> list[str]:
     """Return the arguments of ``sbatch`` for a job, the script excluded.
 
     What the command line says overrides the script. So the name, the logs and the dependencies
@@ -111,8 +136,12 @@ def sbatch_arguments(job: Job, dependency: Sequence[str]) -> list[str]:
         f"--output={options.log_pattern(str(logs / f'{job.index}.out'))}",
         f"--error={options.log_pattern(str(logs / f'{job.index}.err'))}",
     ]
-    if dependency:
-        arguments += [f"--dependency=afterok:{':'.join(dependency)}", "--kill-on-invalid-dep=yes"]
-    if not job.parents:
+    if dependency.expression:
+        outlives = "no" if dependency.patient else "yes"
+        arguments.append(f"--dependency={dependency.expression}")
+        arguments.append(f"--kill-on-invalid-dep={outlives}")
+    if job.repeatable:
+        arguments.append("--requeue")  # a site's JobRequeue=0 would forbid the repetition
+    if hold:
         arguments.append("--hold")
     return arguments

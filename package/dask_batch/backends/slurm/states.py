@@ -51,7 +51,9 @@ WORDS: Final = MappingProxyType(
 )
 """Every state of Slurm 20.11 to 25.05 (``slurm.h``, ``job_state_string``)."""
 
-_HELD_REASONS = frozenset({"JobHeldUser", "JobHeldAdmin"})
+_HELD_REASONS = frozenset({"JobHeldUser", "JobHeldAdmin", "job requeued in held state"})
+_LAUNCH_FAILED = "launch failed requeued held"
+"""A node could not start the job, and Slurm will not try again before somebody releases it."""
 
 _warned: set[str] = set()
 
@@ -75,8 +77,10 @@ def job_state(word: str, reason: str = "") -> JobState:
     if state is JobState.WAITING:
         if reason == "DependencyNeverSatisfied":
             return JobState.DEPENDENCY_FAILED
-        # "launch failed requeued held" is one of several reasons that end like this.
-        if reason in _HELD_REASONS or reason.endswith(" held"):
+        reason = reason.replace("_", " ")  # as scontrol, and squeue of 23.11 and later, print it
+        if reason == _LAUNCH_FAILED:
+            return JobState.NODE_FAILURE
+        if reason in _HELD_REASONS:
             return JobState.HELD
     if state is JobState.CANCELLED and reason == "DependencyNeverSatisfied":
         return JobState.DEPENDENCY_FAILED

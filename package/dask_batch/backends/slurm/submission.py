@@ -4,46 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from dask_batch.backends.base import Job
-from dask_batch.backends.command import command_environment, run
+from dask_batch.backends.command import Completed, command_environment, run
 from dask_batch.backends.slurm.options import SBATCH_VARIABLES, thread_variables
 from dask_batch.backends.slurm.parse import parse_job_id
-from dask_batch.errors import BackendError, CommandError, SubmissionError
+from dask_batch.backends.slurm.patience import Patience, Waiting
+from dask_batch.backends.slurm.refusals import SATURATED, Meaning, advice, meaning
+from dask_batch.errors import BackendError, CommandError, QueueFullError, SubmissionError
 
 __all__ = ["Submitter", "submission_environment"]
 
 logger = logging.getLogger(__name__)
 
-SUBMIT_TIMEOUT_S = 120.0
-"""At its job limit slurmctld makes sbatch wait; longer than this and we ask for ourselves."""
-PAUSES_S = (2.0, 5.0, 10.0, 20.0, 40.0)
-"""Before each repetition of a submission that may have been lost."""
+SUBMIT_TIMEOUT_S = 150.0
+"""Longer than the time for which sbatch itself goes on trying."""
+SATURATED_S = 10.0
+"""How long sbatch may go on trying once it has said that the whole queue is full."""
+_HIDDEN_PAUSES_S = (1.0, 4.0)
+"""Before the look-ups of a job whose id a wrapper does not print."""
 
-_TEMPORARY = re.compile(
-    r"temporarily unable|Socket timed out|Unable to contact slurm controller|Zero Bytes"
-    r"|Connection (refused|reset|timed out)|Transport endpoint|Communication connection failure"
-    r"|Unexpected message received|Resource temporarily unavailable|Backup controller",
-    re.IGNORECASE,
-)
-_ADVICE = (
-    (r"invalid account", "Name yours: resource_dict={'account': ...}; see `sacctmgr show assoc`."),
-    (r"partition", "Choose one with resource_dict={'partition': ...}; `sinfo -s` lists them."),
-    (r"time limit|--time", "Ask for less: resource_dict={'run_time_max': seconds}; see `sinfo`."),
-    (r"memory|--mem", "Ask for less: resource_dict={'memory_max': gigabytes}; see `sinfo`."),
-    (r"submit limit|QOS\w*Submit|Assoc\w*Submit", "Your account's queue is full: try later."),
-    (r"qos", "Choose one with resource_dict={'qos': ...}; `sacctmgr show qos` lists them."),
-    (r"feature|constraint", "See `sinfo -o '%N %f'` for the features of the nodes."),
-    (r"reservation", "See `scontrol show reservation`."),
-    (r"node configuration|processors|CPU count|gres", "See `sinfo -o '%R %c %m %G'` for what "
-     "a node has."),
-)  # fmt: skip
 _ALWAYS_DROPPED = frozenset(
     f"SBATCH_{name}"
-    for name in ("ARRAY_INX", "CLUSTERS", "ERROR", "EXPORT", "INPUT", "JOB_NAME", "OUTPUT", "WAIT")
+    for name in (
+        *("ARRAY_INX", "CLUSTERS", "DEPENDENCY", "ERROR", "EXPORT", "INPUT", "JOB_NAME"),
+        *("NO_REQUEUE", "OUTPUT", "REQUEUE", "SIGNAL", "WAIT"),
+    )
 )
 """Settings of a user's environment that would undo what a submission relies on."""
 
@@ -72,86 +61,147 @@ class Submitter:
     Parameters
     ----------
     find
-        Looks up the id of a job by its unique name.
-    pause
-        Waits for some seconds; returns True if that was cut short and there is no going on.
+        Looks up the ids of queued jobs by their unique names.
+    busy
+        Whether the user has jobs in the queue.
+    waiting
+        How to wait when Slurm does not answer.
     """
 
     def __init__(
         self,
-        find: Callable[[Sequence[str]], Mapping[str, str]],
-        pause: Callable[[float], bool],
+        find: Callable[[Collection[str]], Mapping[str, str]],
+        busy: Callable[[], bool],
+        waiting: Waiting,
     ) -> None:
         self._find = find
-        self._pause = pause
+        self._busy = busy
+        self._waiting = waiting
 
     def __call__(self, job: Job, arguments: Sequence[str], script: str) -> str:
         """Submit one job and return its id.
 
         A failure that leaves open whether the job was taken is cleared up by its unique name
-        before anything is repeated.
+        before anything is repeated; as long as the look-up fails as well, nothing is.
 
         Raises
         ------
         SubmissionError
             The job was refused, or Slurm does not answer; ``job_name`` names the job.
+        QueueFullError
+            Slurm takes no more jobs for now.
         """
         path = write_script(job, script)
         argv = ["sbatch", *arguments, str(path)]
-        environment = submission_environment(job)
-        for pause_s in PAUSES_S:
-            try:
-                done = run(argv, timeout_s=SUBMIT_TIMEOUT_S, env=environment, cwd=path.parent)
-            except CommandError as error:
-                failure = error
-            else:
-                job_id = parse_job_id(done.stdout)
-                if job_id is not None:
-                    return job_id
-                # A wrapper at this site says that it went well, but hides the id.
-                failure = CommandError(tuple(argv), 0, done.stdout, done.stderr)
-            if not _may_be_lost(failure) or self._pause(pause_s):
-                break
-            logger.info("sbatch: %s; looking for job %s", failure.stderr.strip(), job.name)
-            found = self._looked_up(job.name)
+        patience = Patience(self._waiting, f"submitting job {job.name}")
+        while True:
+            outcome = self._once(job, argv, path)
+            if isinstance(outcome, str):
+                return outcome
+            what = self._meaning(outcome)
+            if what is Meaning.REFUSED:
+                raise _refusal(SubmissionError, job, outcome, path)
+            if what is Meaning.FULL:
+                raise _refusal(QueueFullError, job, outcome, path)
+            found = self._cleared_up(job, outcome, patience)
             if found is not None:
                 return found
-        raise _refusal(job, failure, path)
+            if outcome.returncode == 0:  # a wrapper that hides ids might change names as well
+                raise _refusal(SubmissionError, job, outcome, path)
+            if SATURATED.search(outcome.stderr):
+                raise _refusal(QueueFullError, job, outcome, path)
 
-    def _looked_up(self, name: str) -> str | None:
+    def _once(self, job: Job, argv: Sequence[str], path: Path) -> str | CommandError:
+        """Run sbatch once: return the id, or what went wrong."""
         try:
-            return self._find([name]).get(name)
+            done = _run_sbatch(argv, submission_environment(job), path.parent)
+        except CommandError as error:
+            return error
+        job_id = parse_job_id(done.stdout)
+        return job_id or CommandError(tuple(argv), 0, done.stdout, done.stderr)
+
+    def _meaning(self, failure: CommandError) -> Meaning:
+        what = meaning(failure)
+        if what is not Meaning.PERHAPS_FULL:
+            return what
+        try:
+            # Of a user without jobs no number of jobs can be at its limit.
+            return Meaning.FULL if self._busy() else Meaning.REFUSED
         except BackendError as error:
-            logger.debug("the look-up of %s failed as well: %s", name, error)
-            return None
+            logger.debug("whether there are jobs in the queue cannot be told: %s", error)
+            return Meaning.FULL
+
+    def _cleared_up(self, job: Job, failure: CommandError, patience: Patience) -> str | None:
+        """Return the id of a job that was taken after all; None if it was not, for certain.
+
+        Raises
+        ------
+        SubmissionError
+            There is no more time to find out, or to submit it again.
+        """
+        hidden = failure.returncode == 0
+        if hidden:
+            return self._looked_up_twice(job.name)
+        while True:
+            if not patience.pause(failure.stderr):
+                raise _refusal(SubmissionError, job, failure, _script_path(job))
+            try:
+                return self._find([job.name]).get(job.name)
+            except BackendError as error:
+                logger.debug("the look-up of %s failed as well: %s", job.name, error)
+
+    def _looked_up_twice(self, name: str) -> str | None:
+        for pause_s in _HIDDEN_PAUSES_S:
+            if self._waiting.pause(pause_s):
+                return None
+            try:
+                found = self._find([name]).get(name)
+            except BackendError as error:
+                logger.debug("the look-up of %s failed: %s", name, error)
+            else:
+                if found is not None:
+                    return found
+        return None
 
 
-def _may_be_lost(failure: CommandError) -> bool:
-    """Whether a submission may have been taken, or may be taken later."""
-    return failure.returncode in (None, 0) or bool(_TEMPORARY.search(failure.stderr))
+def _run_sbatch(argv: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Completed:
+    """Run sbatch, but not for the minutes for which it waits at a full queue."""
+    since: list[float] = []
+
+    def too_long(stderr: str) -> bool:
+        if SATURATED.search(stderr):
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] > SATURATED_S
+
+    return run(argv, timeout_s=SUBMIT_TIMEOUT_S, env=environment, cwd=cwd, give_up=too_long)
+
+
+def _script_path(job: Job) -> Path:
+    return job.log_directory / f"{job.index}.sh"
 
 
 def write_script(job: Job, script: str) -> Path:
     """Write a job's script beside its logs, for its owner alone."""
     job.log_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = job.log_directory / f"{job.index}.sh"
+    path = _script_path(job)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
         file.write(script)
     return path
 
 
-def _refusal(job: Job, failure: CommandError, script: Path) -> SubmissionError:
+def _refusal(
+    kind: type[SubmissionError], job: Job, failure: CommandError, script: Path
+) -> SubmissionError:
     words = failure.stderr + failure.stdout
     if failure.returncode is None:
-        words += f"sbatch did not end within {SUBMIT_TIMEOUT_S:.0f} s\n"
-    advice = next((text for sign, text in _ADVICE if re.search(sign, words, re.IGNORECASE)), "")
-    refusal = SubmissionError(
+        words += "sbatch did not end in time\n"
+    refusal = kind(
         1 if failure.returncode is None else failure.returncode,
         list(failure.argv),
         words,
         script=script,
-        advice=advice,
+        advice=advice(words),
     )
     refusal.job_name = job.name
     return refusal

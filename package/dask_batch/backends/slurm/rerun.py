@@ -1,0 +1,171 @@
+"""A job that has ended is run once more, in its place.
+
+``scontrol requeuehold`` makes it a held job again, under its own id, so that what depends on it may
+go on waiting; but Slurm keeps a mark "failed" on the dependencies, which are therefore written
+anew while the job is held. Then it gets its memory and its time, which a plain user may raise for a
+job that has not begun, and is released last: a job that waits or runs has had all of this done to
+it, and one that is held is a repetition that somebody did not finish.
+
+Where Slurm has forgotten the job, or does not let it be requeued, a new one of the same name takes
+its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from dask_batch.backends.base import Job, JobState, JobStatus
+from dask_batch.backends.slurm.commands import Commands, chunks
+from dask_batch.backends.slurm.dependencies import afterok
+from dask_batch.backends.slurm.inquiry import Inquiry
+from dask_batch.backends.slurm.options import memory_mb, minutes
+from dask_batch.backends.slurm.patience import Patience
+from dask_batch.backends.slurm.refusals import is_temporary
+from dask_batch.errors import CommandError, SubmissionError
+
+__all__ = ["Rerun"]
+
+logger = logging.getLogger(__name__)
+
+ENDING_PATIENCE_S = 60.0
+"""How long a job may take to leave its nodes: ``KillWait`` and an epilog."""
+LEAVING_PATIENCE_S = 3.0
+"""A job that has just recorded its own end runs a moment longer; one that runs again, on and on."""
+_PENDING = "PENDING"
+
+
+class Rerun:
+    """Runs jobs once more.
+
+    Parameters
+    ----------
+    commands, inquiry
+        How to tell Slurm, and how to ask it.
+    submit
+        Submits a job anew, held, and returns its id.
+    """
+
+    def __init__(self, commands: Commands, inquiry: Inquiry, submit: Callable[[Job], str]) -> None:
+        self._commands = commands
+        self._inquiry = inquiry
+        self._submit = submit
+
+    def __call__(self, job: Job, job_id: str, dependents: Mapping[str, Sequence[str]]) -> str:
+        """Run a job once more and return its id; see :meth:`Backend.rerun`.
+
+        Raises
+        ------
+        SubmissionError
+            What the job is to have this time is refused. It stays held.
+        CommandError, BackendUnavailableError
+            Slurm does not answer: it may be tried again.
+        """
+        chosen, status = self._in_queue(job, job_id)
+        held = status is None or _waits_for_us(status)
+        if held or chosen != job_id:
+            self._repoint(job_id, chosen, dependents)
+        if held:
+            self._prepare(job, chosen)
+            self._commands.insist(["scontrol", "release", chosen])
+        return chosen
+
+    # ---- the job ---------------------------------------------------------------------------
+
+    def _in_queue(self, job: Job, job_id: str) -> tuple[str, JobStatus | None]:
+        """Return a job that is held, waits or runs: this one, one of its name, or a new one."""
+        for candidate in self._candidates(job, job_id):
+            status = self._settled(candidate, job)
+            if status is not None and not status.state.ended:
+                return candidate, status
+            if status is not None and self._requeued(candidate, status):
+                return candidate, self._settled(candidate, job)
+        new = self._submit(job)
+        logger.info("Slurm cannot repeat job %s (%s): it is job %s now", job_id, job.name, new)
+        return new, None
+
+    def _candidates(self, job: Job, job_id: str) -> Iterator[str]:
+        yield job_id
+        latest = self._inquiry.find_queued([job.name]).get(job.name, job_id)
+        if latest != job_id:
+            yield latest
+
+    def _settled(self, job_id: str, job: Job) -> JobStatus | None:
+        """Return what the queue says of the job once it is not on its way out; None: unknown."""
+        waiting, what = self._commands.waiting, f"repeating {job.name}"
+        patience = {
+            JobState.ENDING: Patience(waiting, what, total_s=ENDING_PATIENCE_S),
+            JobState.RUNNING: Patience(waiting, what, total_s=LEAVING_PATIENCE_S),
+        }
+        while True:
+            status = self._inquiry.queued(job_id)
+            if status is None or status.name != job.name:  # ids are given out a second time
+                return None
+            if status.state not in patience or not patience[status.state].pause(status.word):
+                return status
+
+    def _requeued(self, job_id: str, status: JobStatus) -> bool:
+        """Make an ended job a held one; false where that cannot be."""
+        if status.word == _PENDING:
+            return True  # it never began: it need not be put back
+        try:
+            self._commands.insist(["scontrol", "requeuehold", job_id])
+        except CommandError as error:
+            if "job is pending execution" in error.stderr.lower():
+                return True  # somebody else was faster
+            if is_temporary(error):
+                raise
+            logger.info("job %s cannot be requeued: %s", job_id, error.stderr.strip())
+            return False
+        return True
+
+    def _prepare(self, job: Job, job_id: str) -> None:
+        """Give a held job what it is to have this time."""
+        changes = ["Dependency=" + (afterok(job.after) if job.after else "")]
+        if job.resources.get("memory_max") is not None:
+            changes.append(f"MinMemoryNode={memory_mb(job.resources['memory_max'])}")
+        if job.resources.get("run_time_max") is not None:
+            changes.append(f"TimeLimit={minutes(job.resources['run_time_max'])}")
+        # A requeued job would wait until its old credential has expired (2 minutes by default).
+        changes.append("StartTime=now")
+        try:
+            self._commands.insist(["scontrol", "update", f"JobId={job_id}", *changes])
+        except CommandError as error:
+            if is_temporary(error):
+                raise
+            status = self._inquiry.queued(job_id)
+            if status is not None and not _waits_for_us(status):
+                return  # somebody else has repeated it in the meantime
+            raise _refusal(job, job_id, error) from error
+
+    # ---- what waits for it -----------------------------------------------------------------
+
+    def _repoint(self, old: str, new: str, dependents: Mapping[str, Sequence[str]]) -> None:
+        """Write anew what each dependent waits for: the mark "failed" goes away with that."""
+        alike: defaultdict[str, list[str]] = defaultdict(list)
+        for dependent, waits_for in dependents.items():
+            ids = [new if job_id == old else job_id for job_id in waits_for]
+            alike[afterok(list(dict.fromkeys(ids)))].append(dependent)
+        for expression, waiting in alike.items():
+            for chunk in chunks(waiting):
+                argv = [
+                    "scontrol",
+                    "update",
+                    f"JobId={','.join(chunk)}",
+                    f"Dependency={expression}",
+                ]
+                self._commands.insist(argv)
+
+
+def _waits_for_us(status: JobStatus) -> bool:
+    """Whether a queued job will not start unless something is done."""
+    return status.state is JobState.HELD or (status.word == _PENDING and status.state.ended)
+
+
+def _refusal(job: Job, job_id: str, error: CommandError) -> SubmissionError:
+    advice = f"Job {job_id} stays held: `scancel {job_id}` removes it."
+    argv, words = list(error.argv), error.stderr
+    refusal = SubmissionError(error.returncode or 1, argv, words, advice=advice)
+    refusal.job_name = job.name
+    return refusal
