@@ -17,10 +17,12 @@ from dask_batch.registration import register
 
 if TYPE_CHECKING:
     from dask_batch.backends.local import stop_local_queue
+    from dask_batch.checkpoint import checkpoint_directory
     from dask_batch.executors import SingleNodeExecutor, SlurmClusterExecutor
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
     from dask_batch.runs import cancel, explain, get_cache_data, status
+    from dask_batch.upkeep import clean, verify
 
 __version__ = "0.1.0"
 
@@ -29,11 +31,14 @@ _HOMES = {
     "SingleNodeExecutor": "dask_batch.executors",
     "SlurmClusterExecutor": "dask_batch.executors",
     "cancel": "dask_batch.runs",
+    "checkpoint_directory": "dask_batch.checkpoint",
+    "clean": "dask_batch.upkeep",
     "cluster_get": "dask_batch.get",
     "explain": "dask_batch.runs",
     "get_cache_data": "dask_batch.runs",
     "status": "dask_batch.runs",
     "stop_local_queue": "dask_batch.backends.local",
+    "verify": "dask_batch.upkeep",
 }
 
 __all__ = [
@@ -42,11 +47,14 @@ __all__ = [
     "SlurmClusterExecutor",
     "__version__",
     "cancel",
+    "checkpoint_directory",
+    "clean",
     "cluster_get",
     "explain",
     "get_cache_data",
     "status",
     "stop_local_queue",
+    "verify",
 ]
 
 

@@ -34,6 +34,7 @@ from dask_batch.code.builtin_types import (
     reduce_stream,
     refuse_what_is_under_way,
 )
+from dask_batch.code.exceptions import reduce_exception
 from dask_batch.code.origin import travels_by_value
 from dask_batch.code.session import session
 from dask_batch.errors import SerializationError
@@ -175,6 +176,10 @@ class _Pickler(pickle.Pickler):
             return reducer(obj)
         if isinstance(obj, io.TextIOBase):
             return reduce_stream(obj)
+        if isinstance(obj, BaseException):
+            reduced = reduce_exception(obj)
+            if reduced is not NotImplemented:
+                return reduced
         if kind.__module__ == "dataclasses":
             return reduce_sentinel(obj)
         if kind.__module__ == "numba.core.serialize" and hasattr(obj, "ctor"):

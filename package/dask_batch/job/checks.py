@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,13 +17,29 @@ from dask_batch.code.origin import Granularity, cut_version, distribution
 from dask_batch.inputs import InputFile
 
 __all__ = [
+    "REMEDY",
     "FailedInput",
     "failed_input",
     "file_changes",
     "interpreter_changes",
     "library_changes",
+    "library_versions",
+    "missing_library",
+    "missing_module",
     "starter_is_dead",
+    "where",
 ]
+
+REMEDY = (
+    "resource_dict={'python': ...} names another interpreter, 'job_script_prologue' prepares an "
+    "environment"
+)
+
+
+def where() -> str:
+    """Return which interpreter this is, and on which machine, in words."""
+    version = platform.python_version()
+    return f"{sys.executable} (Python {version}) on {socket.gethostname()}"
 
 
 def interpreter_changes(common: Mapping[str, Any]) -> str:
@@ -31,20 +48,40 @@ def interpreter_changes(common: Mapping[str, Any]) -> str:
     if sys.version_info[:2] == wanted:
         return ""
     return (
-        f"the task was hashed under Python {wanted[0]}.{wanted[1]}, and this job runs "
-        f"Python {platform.python_version()} ({sys.executable})"
+        f"the task was hashed under Python {wanted[0]}.{wanted[1]}, and this job was started with "
+        f"{where()}; {REMEDY}"
     )
 
 
-def library_changes(libraries: Mapping[str, str], key_versions: Granularity) -> str:
+def library_versions(names: Iterable[str]) -> dict[str, str | None]:
+    """Return the versions of libraries as they are here; None for one that is not."""
+    return {name: _version(name) for name in names}
+
+
+def missing_library(libraries: Mapping[str, str], here: Mapping[str, str | None]) -> str:
+    """Name a library that the task's key contains and that is not here."""
+    for name, hashed in libraries.items():
+        if here[name] is None:
+            return f"{name} {hashed} is not installed for {where()}; {REMEDY}"
+    return ""
+
+
+def library_changes(
+    libraries: Mapping[str, str], here: Mapping[str, str | None], key_versions: Granularity
+) -> str:
     """Compare the versions of the libraries that the task's key contains."""
     for name, hashed in libraries.items():
-        here = _version(name)
-        if here is None:
-            return f"{name} {hashed} is not installed for {sys.executable}"
-        if cut_version(here, key_versions) != cut_version(hashed, key_versions):
-            return f"the task was hashed with {name} {hashed}, and this job has {name} {here}"
+        found = here[name] or ""
+        if cut_version(found, key_versions) != cut_version(hashed, key_versions):
+            return f"the task was hashed with {name} {hashed}, and this job has {name} {found}"
     return ""
+
+
+def missing_module(error: ImportError) -> str:
+    """Say what could not be imported for a task, and where."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"the task needs the module {error.name}, which {where()} does not have; {REMEDY}"
+    return f"the task needs a module that {where()} cannot import: {error}; {REMEDY}"
 
 
 def _version(name: str) -> str | None:

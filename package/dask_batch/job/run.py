@@ -19,25 +19,31 @@ import platform
 import socket
 import sys
 import time
-import traceback
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dask_batch import __version__
 from dask_batch.cache import attempts
-from dask_batch.cache.definitions import Definition, read_definition
+from dask_batch.cache.checkpoints import checkpoint_path, remove_checkpoints
+from dask_batch.cache.definitions import Definition
 from dask_batch.cache.store import Cache
-from dask_batch.code import pickling
-from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
+from dask_batch.errors import CacheError, SerializationError
 from dask_batch.job import checks
-from dask_batch.job.exit_codes import FAILED
+from dask_batch.job.body import Body
+from dask_batch.job.containment import Contained, dump_crashes
+from dask_batch.job.cutoff import Cutoff
+from dask_batch.job.endings import EndedError, described, summary
+from dask_batch.job.exit_codes import BAD_PYTHON, FAILED, NO_DIRECTORY, NO_MODULE
+from dask_batch.job.inputs import Inputs
+from dask_batch.job.opening import RefusedError, open_task
+from dask_batch.job.recording import record_end
+from dask_batch.job.say import say
 from dask_batch.job.surroundings import enter, job_id
+from dask_batch.job.time_limit import limit_of
 from dask_batch.job.turn import Turn
-from dask_batch.spec import Step, evaluate
 
 __all__ = ["main"]
-
-_POLL_S = 0.5
 
 
 def main(definition_path: str, index: int) -> int:
@@ -53,19 +59,15 @@ def main(definition_path: str, index: int) -> int:
     Returns
     -------
     int
-        The exit code: 0 if the result is in the store.
+        The exit code: 0 if the result is in the store, else see :mod:`.exit_codes`.
     """
-    path = Path(definition_path)
-    cache = Cache(path.parent.parent, create=False)
-    return Attempt(cache, read_definition(path, index)).run()
-
-
-class _Ended(Exception):
-    """The attempt is over without a result; carries the fields of its end record."""
-
-    def __init__(self, outcome: str, message: str, **fields: Any) -> None:
-        super().__init__(message)
-        self.fields = {"outcome": outcome, "message": message, **fields}
+    dump_crashes()
+    try:
+        cache, definition = open_task(Path(definition_path), index)
+    except RefusedError as refusal:
+        say(str(refusal))
+        return refusal.exit_code
+    return Attempt(cache, definition).run()
 
 
 class Attempt:
@@ -78,123 +80,118 @@ class Attempt:
         self.header: Mapping[str, Any] = definition.header
         self.key: str = definition.header["key"]
         self.generation: int = definition.header["generation"]
+        """Until the claims have told which it is by now."""
+        self.job_id = job_id()
         self.started = time.time()
-        self._referenced: dict[str, Any] = {}
+        self.inputs = Inputs(
+            cache, self.header["input_claims"], float(self.common["input_grace_s"])
+        )
+        self.body = Body(definition, self.inputs, checkpoint_path(cache, self.key))
+        self.versions: Mapping[str, str | None] = {}
 
     def run(self) -> int:
         """Make the attempt and return the exit code."""
         if self.cache.check(self.key):
-            return 0
+            return self._done()
         turn = Turn(self.cache, self.key, self.common["run"], self.header["generation"])
         generation = turn.generation()
         if generation is None:
-            print("dask-batch: a later attempt has taken the place of this job", file=sys.stderr)
+            say("a later attempt has taken the place of this job")
             return FAILED
         self.generation = generation
-        if not turn.take(generation, job_id(), self.started):
-            return 0 if self.cache.check(self.key) else FAILED
+        if not turn.take(generation, self.job_id, self.started):
+            return self._done() if self.cache.check(self.key) else FAILED
+        cutoff = self._cutoff()
+        cutoff.start()
         try:
             self._make()
-        except _Ended as ended:
-            self._record_end(ended.fields)
-            print(f"dask-batch: {ended}", file=sys.stderr)
-            return FAILED
+        except EndedError as ended:
+            say(str(ended))
+            return record_end(self, ended.fields, ended.exit_code)
         except Exception as error:
             # Not the function's doing: the surroundings, the cache, or this program.
-            message = f"the job failed before or after its function: {_summary(error)}"
-            trace = "".join(traceback.format_exception(error))
-            self._record_end({"outcome": "died", "message": message, "traceback": trace})
-            raise
-        return 0
+            message = f"the job failed before or after its function: {summary(error)}"
+            say(message)
+            trace = described(error)["traceback"]
+            return record_end(
+                self, {"outcome": "died", "message": message, "traceback": trace}, FAILED
+            )
+        finally:
+            cutoff.stop()
+        return self._done()
 
     def _make(self) -> None:
         """Make the attempt, up to its result."""
         self._check()
-        self._await_inputs()
-        surroundings = self.common["surroundings"][self.header["surroundings"]]
-        enter(surroundings, cpus=self.header["cpus"])
-        value = self._call()
+        self.inputs.wait(self.header["inputs"])
+        self._enter()
+        with Contained(self._left):
+            value = self.body.value()
         self._check_files()
         self._publish(value)
+
+    def _done(self) -> int:
+        remove_checkpoints(self.cache, self.key)
+        return 0
+
+    def _cutoff(self) -> Cutoff:
+        """Return what writes down where this attempt stands when its time is nearly over."""
+
+        def record(cut: Mapping[str, Any]) -> None:
+            who = {"job_id": self.job_id, "host": socket.gethostname(), "started": self.started}
+            try:
+                attempts.record_cut(self.cache, self.key, self.generation, {**cut, **who})
+            except CacheError as error:
+                say(f"it cannot be recorded where the task stood: {error}")
+
+        limit = limit_of(self.cache, (self.common, self.header), self.generation)
+        if limit is None:
+            return Cutoff(record)
+        return Cutoff(record, ends_at=limit.ends_at, warn_at=limit.warn_at)
 
     # ---- what it needs ---------------------------------------------------------------------
 
     def _check(self) -> None:
         """End the attempt if this interpreter or its libraries are not those that were hashed."""
-        changed = checks.interpreter_changes(self.common) or checks.library_changes(
-            self.header["libraries"], self.common["key_versions"]
-        )
+        other = checks.interpreter_changes(self.common)
+        if other:
+            raise EndedError("environment", other, exit_code=BAD_PYTHON)
+        libraries = self.header["libraries"]
+        self.versions = checks.library_versions(libraries)
+        missing = checks.missing_library(libraries, self.versions)
+        if missing:
+            raise EndedError("environment", missing, exit_code=NO_MODULE)
+        changed = checks.library_changes(libraries, self.versions, self.common["key_versions"])
         if changed:
-            raise _Ended("changed", changed)
+            raise EndedError("changed", changed)
         self._check_files()
 
     def _check_files(self) -> None:
         changed = checks.file_changes(self.header["files"])
         if changed:
-            raise _Ended("changed", changed)
+            raise EndedError("changed", changed)
 
-    def _await_inputs(self) -> None:
-        """Wait until every input is in the store; end the attempt if one never will be."""
-        missing = set(self.header["inputs"])
-        deadline = time.monotonic() + float(self.common["input_grace_s"])
-        while True:
-            missing -= self.cache.present(missing)
-            if not missing:
-                return
-            for key in sorted(missing):
-                root = checks.failed_input(self.cache, key, self.header["input_claims"].get(key))
-                if root is not None:
-                    raise _Ended("dependency", root.message, root=root.key)
-            if time.monotonic() >= deadline:
-                key = min(missing)
-                raise _Ended(
-                    "dependency",
-                    f"the input {key[:12]} is not in the cache, "
-                    f"{self.common['input_grace_s']:g} s after this job started",
-                    root=key,
-                )
-            time.sleep(_POLL_S)
-
-    def _load(self, key: str) -> Any:
+    def _enter(self) -> None:
+        surroundings = self.common["surroundings"][self.header["surroundings"]]
         try:
-            return self.cache.load(key, mode="map")
-        except (MissingEntryError, DamagedEntryError) as error:
-            raise _Ended("dependency", f"an input cannot be read: {error}", root=key) from error
-
-    # ---- the call --------------------------------------------------------------------------
-
-    def _call(self) -> Any:
-        """Unpickle the task and compute it, a chain step by step."""
-        try:
-            steps: tuple[Step, ...] = pickling.loads(
-                self.definition.data,
-                self.definition.buffers,
-                persistent_load=self._persistent_load,
-                install=True,
-            )
-            value: Any = None
-            values: dict[Hashable, Any] = {}
-            for step in steps:
-                # Only the step before is kept: a long chain holds two values, not all.
-                values.update((name, self._load(key)) for name, key in step.inputs.items())
-                value = evaluate(step.expression, values)
-                values = {step.name: value}
-            return value
-        except _Ended:
-            raise
-        except BaseException as error:
-            raise _Ended("exception", _summary(error), **_describe(error)) from error
-
-    def _persistent_load(self, reference: Any) -> Any:
-        """Resolve what a definition does not hold itself: results, and large arguments."""
-        kind, key = reference
-        if kind != "result":
-            raise CacheError(f"an unknown reference in a task definition: {kind!r}")
-        if key not in self._referenced:
-            self._referenced[key] = self._load(key)
-        return self._referenced[key]
+            enter(surroundings, cpus=self.header["cpus"])
+        except OSError as error:
+            raise EndedError(
+                "environment",
+                f"the working directory {surroundings['working_directory']} cannot be entered on "
+                f"{socket.gethostname()}: {error.strerror}; resource_dict={{'cwd': ...}} names "
+                "another one, on a file system that the nodes share",
+                exit_code=NO_DIRECTORY,
+            ) from error
 
     # ---- what comes of it ------------------------------------------------------------------
+
+    def _left(self, code: int) -> None:
+        """Record that the function ends the process by itself."""
+        outcome = "died" if code else "no output"
+        message = f"the function ended its process by os._exit({code}): exit code {code}, no result"
+        say(message)
+        record_end(self, {"outcome": outcome, "message": message, "exit_code": code}, FAILED)
 
     def _publish(self, value: Any) -> None:
         ended = time.time()
@@ -204,65 +201,27 @@ class Attempt:
             "ended": ended,
             "runtime": ended - self.started,
             "host": socket.gethostname(),
-            "job_id": job_id(),
+            "job_id": self.job_id,
             "generation": self.generation,
             "run": self.common["run"],
-            "environment": {"python": platform.python_version(), "platform": sys.platform},
+            "environment": self._environment(),
         }
         try:
             self.cache.publish(self.key, value, attributes)
         except CacheError as error:
-            raise _Ended("unstorable", f"the result could not be written: {error}") from error
-        except Exception as error:
-            raise _Ended(
+            raise EndedError("unstorable", f"the result could not be written: {error}") from error
+        except BaseException as error:  # a __reduce__ may raise anything
+            reason = error if isinstance(error, SerializationError) else summary(error)
+            raise EndedError(
                 "unstorable",
-                f"the result, of type {type(value).__qualname__}, could not be stored: {error}",
-                **_describe(error),
+                f"the result, of type {type(value).__qualname__}, could not be stored: {reason}",
+                **described(error),
             ) from error
 
-    def _record_end(self, fields: Mapping[str, Any]) -> None:
-        record = {
-            "function": self.header["attributes"].get("function", ""),
-            "job_id": job_id(),
-            "host": socket.gethostname(),
-            "started": self.started,
-            "ended": time.time(),
-            **fields,
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "python": platform.python_version(),
+            "platform": sys.platform,
+            "machine": platform.machine(),
+            "packages": {**self.versions, "dask-batch": __version__},
         }
-        attempts.end(self.cache, self.key, self.generation, record)
-        if self.header["error_log_file"]:
-            self._log_error(Path(self.header["error_log_file"]), record)
-
-    def _log_error(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Append to the file that the user wants errors to be collected in."""
-        text = (
-            f"function: {record['function']}\nkey: {self.key}\njob: {record['job_id']}\n"
-            f"{record['message']}\n{record.get('traceback', '')}\n"
-        )
-        try:
-            with open(path, "a", encoding="utf-8") as log:
-                log.write(text)
-        except OSError as error:
-            print(f"dask-batch: {path} cannot be written: {error.strerror}", file=sys.stderr)
-
-
-def _summary(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(error)).strip()
-
-
-def _describe(error: BaseException) -> dict[str, Any]:
-    """Return the fields of an end record that let a client raise this exception again."""
-    import base64
-
-    kind = type(error)
-    fields: dict[str, Any] = {
-        "exception_type": f"{kind.__module__}.{kind.__qualname__}",
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    try:
-        pickled = pickling.dumps(error)
-        if not pickled.buffers:
-            fields["exception"] = base64.b64encode(pickled.data).decode("ascii")
-    except Exception as unpicklable:
-        fields["exception_lost"] = _summary(unpicklable)
-    return fields

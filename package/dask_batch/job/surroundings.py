@@ -7,10 +7,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["JOB_VARIABLE", "enter", "inside_job"]
+__all__ = ["CHECKPOINT_VARIABLE", "JOB_VARIABLE", "enter", "inside_job", "job_id"]
 
 JOB_VARIABLE = "DASK_BATCH_JOB_ID"
 """Set in every job and in what it starts: whoever sees it is not a client by accident."""
+
+CHECKPOINT_VARIABLE = "DASK_BATCH_CHECKPOINTS"
+"""Set while a task runs: where it may leave what its next attempt is to find."""
 
 _BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID")
 
@@ -32,6 +35,11 @@ def enter(surroundings: Mapping[str, Any], *, cpus: int) -> None:
     """Take over the client's working directory, umask and module path; tame Dask.
 
     The cache's own files do not follow the umask: they are made owner-only, whatever it is.
+
+    Raises
+    ------
+    OSError
+        The working directory does not exist here, or may not be entered.
     """
     os.environ[JOB_VARIABLE] = job_id() or "unknown"
     os.umask(int(surroundings["umask"]))
