@@ -11,7 +11,7 @@ from dask_batch.cache.files import PRIVATE_PREFIX, private_path
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.store import Cache
 
-__all__ = ["clean_temporary"]
+__all__ = ["clean_temporary", "dead_files", "file_system_time"]
 
 _GRACE_S = 7 * 24 * 3600.0
 
@@ -33,16 +33,24 @@ def clean_temporary(cache: Cache, *, grace_s: float = _GRACE_S) -> int:
         How many were removed.
     """
     removed = 0
-    now = _file_system_time(cache.path)
+    for path in dead_files(cache, file_system_time(cache.path), grace_s=grace_s):
+        try:
+            path.unlink()
+            removed += 1
+        except FileNotFoundError:
+            continue  # somebody else cleans, too
+    return removed
+
+
+def dead_files(cache: Cache, now: float, *, grace_s: float = _GRACE_S) -> Iterator[Path]:
+    """Yield the private files whose writers have gone; ``now`` is the file system's time."""
     for path in _private_files(cache.path):
         alive = _writer_lives(path.name)
         try:
             if alive is False or (alive is None and now - path.lstat().st_mtime > grace_s):
-                path.unlink()
-                removed += 1
+                yield path
         except FileNotFoundError:
             continue  # its writer has finished just now
-    return removed
 
 
 def _private_files(root: Path) -> Iterator[Path]:
@@ -66,7 +74,7 @@ def _writer_lives(name: str) -> bool | None:
     return Owner(me.host, me.boot_id, int(theirs[3]), theirs[4]).alive()
 
 
-def _file_system_time(directory: Path) -> float:
+def file_system_time(directory: Path) -> float:
     """Return the time that the file system would give a file now: its server's, if it has one."""
     probe = private_path(directory)
     fd = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)

@@ -206,7 +206,7 @@ _KINDS: Final[Mapping[str, tuple[tuple[str, Callable[[Path], None]], ...]]] = {
     "results": ((rf"{_KEY}\.h5", _check_result),),
     "definitions": ((r"[^.].*\.h5", _check_definitions),),
     "runs": (
-        (r"[^.].*\.wanted\.[^.]+", _check_record),
+        (r"[^.].*\.(wanted|disowned)\.[^.]+", _check_record),
         (r"[^.].*\.heir\.[0-9]+", _check_record),
         (r"[^.].*\.log(\.[0-9]+)?", _check_log),
         (r"[^.].*\.json", _check_run),

@@ -1,0 +1,166 @@
+"""Removing files of a cache, and keeping account of it.
+
+Nothing here decides by itself whether something is still needed but what can be told from the file
+alone: its age by the file system's own clock, and what it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from dask_batch.cache.entries import listed
+from dask_batch.cache.files import PRIVATE_PREFIX
+from dask_batch.cache.records import read_record
+from dask_batch.cache.store import Cache
+from dask_batch.errors import DamagedEntryError
+
+__all__ = ["Sweep"]
+
+_SHARDED = ("results", "claims", "attempts", "names", "checkpoints")
+_MOVED = re.compile(r".*\.([0-9]{15,20})\.[0-9a-f]{8}\.[a-z0-9]+")
+_OF_A_RUN = re.compile(r"\.((wanted|disowned)\.[^.]*|heir\.[0-9]+|log(\.[0-9]+)?|settled)\Z")
+
+
+class Sweep:
+    """One clean-up of a cache.
+
+    Parameters
+    ----------
+    cache
+        Where.
+    now
+        The time by the file system's clock, in seconds since 1970.
+    dry_run
+        Only tell what would be removed.
+
+    Attributes
+    ----------
+    removed : Counter
+        How many files of each kind.
+    freed_bytes : int
+        Their size.
+    """
+
+    def __init__(self, cache: Cache, now: float, *, dry_run: bool = False) -> None:
+        self.cache = cache
+        self.now = now
+        self.dry_run = dry_run
+        self.removed: Counter[str] = Counter()
+        self.freed_bytes = 0
+
+    # ---- one by one ------------------------------------------------------------------------
+
+    def remove(self, path: Path, kind: str) -> None:
+        """Remove a file, if it is still there."""
+        try:
+            status = path.lstat()
+            if not self.dry_run:
+                path.unlink()
+        except FileNotFoundError:
+            return
+        self.removed[kind] += 1
+        if status.st_nlink == 1:  # a claim is a name more of a file that others name as well
+            self.freed_bytes += status.st_size
+
+    def remove_tree(self, directory: Path, kind: str) -> None:
+        """Remove a directory with all that is in it; links are removed, not followed."""
+        for parent, directories, names in os.walk(directory, topdown=False):
+            for name in names:
+                self.remove(Path(parent, name), kind)
+            for name in directories:
+                below = Path(parent, name)
+                if below.is_symlink():
+                    self.remove(below, kind)
+                else:
+                    self._remove_directory(below)
+        self._remove_directory(directory)
+
+    def _remove_directory(self, path: Path) -> None:
+        if not self.dry_run:
+            try:
+                path.rmdir()
+            except OSError:
+                return  # gone, or somebody has put something into it just now
+
+    def age_s(self, path: Path) -> float:
+        """Return how long ago a file was written, in seconds; of one that has gone, 0."""
+        try:
+            return self.now - path.lstat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    # ---- section by section ----------------------------------------------------------------
+
+    def out_of_the_way(self, keep_s: float) -> None:
+        """Remove what was moved out of the way longer ago than ``keep_s``."""
+        for section in ("damaged", "retired"):
+            for path in self._files(self.cache.path / section):
+                moved = _MOVED.fullmatch(path.name)
+                age_s = self.now - int(moved[1]) / 1e9 if moved else self.age_s(path)
+                if age_s > keep_s:
+                    self.remove(path, section)
+
+    def checkpoints(self) -> None:
+        """Remove the checkpoints of keys that have a result."""
+        top = self.cache.path / "checkpoints"
+        for shard in listed(top):
+            keys = {name for name in listed(top / shard) if re.fullmatch("[0-9a-f]{64}", name)}
+            for key in self.cache.present(keys):
+                self.remove_tree(top / shard / key, "checkpoints")
+
+    def names(self, needed: Collection[str], keep_s: float) -> None:
+        """Remove names that stand for keys without a result, unless these are needed."""
+        top = self.cache.path / "names"
+        for shard in listed(top):
+            for path in self._files(top / shard):
+                try:
+                    key = str(read_record(path).get("key"))
+                except (FileNotFoundError, DamagedEntryError):
+                    continue
+                vain = key not in needed and not self.cache.present({key})
+                if vain and self.age_s(path) > keep_s:
+                    self.remove(path, "names")
+
+    def attempts_without_claims(self, keep_s: float) -> None:
+        """Remove the attempts of keys that nobody has claimed any more."""
+        top = self.cache.path / "attempts"
+        for shard in listed(top):
+            paths = list(self._files(top / shard))
+            # Listed after the attempts: what was claimed in between has none among them.
+            claimed = {
+                name.partition(".")[0] for name in listed(self.cache.path / "claims" / shard)
+            }
+            for path in paths:
+                if path.name.partition(".")[0] not in claimed and self.age_s(path) > keep_s:
+                    self.remove(path, "attempts")
+
+    def without_a_run(self, runs: Collection[str], keep_s: float) -> None:
+        """Remove what belongs to runs that have no record any more."""
+        path = self.cache.path
+        for file in self._files(path / "runs"):
+            suffix = re.search(
+                r"\.((wanted|disowned)\.[^.]*|heir\.[0-9]+|log(\.[0-9]+)?|settled)$", file.name
+            )
+            if suffix and file.name[: suffix.start()] not in runs and self.age_s(file) > keep_s:
+                self.remove(file, "runs")
+        for file in self._files(path / "definitions"):
+            if file.stem not in runs and self.age_s(file) > keep_s:
+                self.remove(file, "definitions")
+        for name in listed(path / "logs"):
+            if name not in runs and self.age_s(path / "logs" / name) > keep_s:
+                self.remove_tree(path / "logs" / name, "logs")
+
+    def empty_shards(self) -> None:
+        """Remove the directories of shards that are empty: who needs one makes it again."""
+        for section in _SHARDED:
+            for shard in listed(self.cache.path / section):
+                self._remove_directory(self.cache.path / section / shard)
+
+    def _files(self, directory: Path) -> Iterator[Path]:
+        for name in listed(directory):
+            if not name.startswith(PRIVATE_PREFIX):
+                yield directory / name
