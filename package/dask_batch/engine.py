@@ -17,50 +17,27 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from dask_batch.backends.base import Backend
+from dask_batch.backlog import Backlog, Request, still_wanted
 from dask_batch.cache.store import Cache
-from dask_batch.errors import SubmissionError
+from dask_batch.errors import BackendError, SubmissionError
 from dask_batch.failures import dependency_failure
 from dask_batch.future import BatchFuture
 from dask_batch.handover import Handed, HandOver
 from dask_batch.preparation import PreparedJob
-from dask_batch.watch import Observer, Watch
+from dask_batch.watch import Watch
 
 __all__ = ["Engine", "Request"]
 
 logger = logging.getLogger(__name__)
 
+_BETWEEN_S = 0.5
+"""So often what is under way is looked at, at most, while more is being handed over."""
 _GATHER_S = 0.01
 """Calls of ``submit`` that come within this time share one hand-over."""
-
-
-@dataclass(slots=True)
-class Request:
-    """Jobs that a caller wants to be run, and the futures that wait for them.
-
-    Attributes
-    ----------
-    jobs
-        In an order in which parents come first.
-    futures
-        Each with its key.
-    observe
-        Called in the engine's thread with ``"started"`` or ``"finished"`` and a key.
-    told
-        Called in the engine's thread with what the hand-over came to.
-    gather
-        Whether to wait a moment for more requests.
-    """
-
-    jobs: Sequence[PreparedJob]
-    futures: Sequence[BatchFuture]
-    observe: Observer | None = None
-    told: Callable[[Handed], None] | None = None
-    gather: bool = False
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -89,12 +66,17 @@ class Engine:
         self.cache: Cache = watch.cache
         self._hand_over = hand_over
         self._watch = watch
+        self._backlog = Backlog(watch, hand_over.standings)
         self._requests: list[Request] = []
+        self._stewards: list[str] = []
         self._commands: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._busy = False
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._between_looks = 0.0
+        hand_over.between = self._between
+        watch.given_up = self._given_up
         _engines.add(self)
 
     # ---- for any thread --------------------------------------------------------------------
@@ -111,23 +93,32 @@ class Engine:
 
     def forget(self, future: BatchFuture) -> None:
         """Stop waiting for a future; its job is cancelled when nothing else wants it."""
-        self._command(functools.partial(self._watch.forget, future))
+        self._command(functools.partial(self._forget, future))
 
     def flush(self) -> None:
-        """Return when everything requested so far has been handed over."""
+        """Return when everything requested so far has been handed over.
+
+        What a full queue has left counts as that once there is a steward who hands it over.
+        """
         with self._changed:
-            while (self._requests or self._busy) and self._alive():
+            while (self._requests or self._busy or self._unguarded) and self._alive():
                 self._changed.wait(1.0)
+
+    @property
+    def _unguarded(self) -> bool:
+        return bool(self._backlog) and not self._backlog.guarded
 
     def idle(self) -> bool:
         """Whether nothing is under way."""
         with self._changed:
-            return not (self._requests or self._busy or self._watch.entries)
+            return not (self._requests or self._busy or self._watch.entries or self._backlog)
 
     def cancel_waiting(self) -> None:
         """Cancel every task whose job has not started; return when that is done."""
-        self.flush()
-        self._command(functools.partial(self._watch.cancel, waiting_only=True), wait=True)
+        with self._changed:
+            while (self._requests or self._busy) and self._alive():
+                self._changed.wait(1.0)
+        self._command(self._cancel_waiting, wait=True)
 
     def cancel_all(self) -> None:
         """Cancel every task, running ones too; return when that is done."""
@@ -201,10 +192,9 @@ class Engine:
     def _take_turn(self) -> bool:
         """Do what is to be done now, then wait; False at the end."""
         with self._changed:
-            entries = self._watch.entries
-            while not (self._requests or self._commands or entries or self._closing):
+            while not (self._asked() or self._under_way() or self._closing):
                 self._changed.wait()
-            if not (self._requests or self._commands or entries):
+            if not (self._asked() or self._under_way()):
                 return False
             if self._requests and all(r.gather for r in self._requests) and not self._closing:
                 self._changed.wait(_GATHER_S)
@@ -212,20 +202,47 @@ class Engine:
             commands, self._commands = self._commands, []
             self._busy = True
         try:
+            again = bool(self._backlog) and (bool(requests) or self._backlog.due_in_s <= 0)
+            if again:
+                requests = [*self._backlog.take(), *requests]
             if requests:
-                self._take(requests)
+                self._take(requests, again=again)
             for command in commands:
                 command()
         finally:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-        if entries:
+        if self._watch.entries:
             self._watch.look()
-        if entries and not (self._requests or self._commands):
-            self.backend.wait(self._watch.look_s)
-            self._rest()
+            self._backlog.sweep()
+        self._wait()
         return True
+
+    def _asked(self) -> bool:
+        return bool(self._requests or self._commands)
+
+    def _under_way(self) -> bool:
+        return bool(self._watch.entries or self._backlog)
+
+    def _wait(self) -> None:
+        """Wait until something is to be done, or looked for."""
+        if self._asked():
+            return
+        due_in_s = self._backlog.due_in_s if self._backlog else float("inf")
+        if self._watch.entries:
+            self.backend.wait(min(self._watch.look_s, due_in_s))
+            self._rest()
+        elif self._backlog:
+            with self._changed:
+                if not self._asked():
+                    self._changed.wait(due_in_s)
+
+    def _between(self) -> None:
+        """Look after what is under way while a long hand-over goes on."""
+        if self._watch.entries and time.monotonic() >= self._between_looks:
+            self._watch.look()
+            self._between_looks = time.monotonic() + max(self._watch.look_s, _BETWEEN_S)
 
     def _rest(self) -> None:
         """Let news gather, so that looks take their share of the time and no more."""
@@ -241,14 +258,19 @@ class Engine:
             self._closing = True
             self._changed.notify_all()
         for request in requests:
-            self._fail_request(request, error)
+            request.fail(error)
+        self._backlog.fail(error)
         self._watch.break_off(error)
 
     # ---- hand-over -------------------------------------------------------------------------
 
-    def _take(self, requests: list[Request]) -> None:
-        """Hand over the jobs of some requests; a refused one does not take the others along."""
-        requests = _still_wanted(requests)
+    def _take(self, requests: list[Request], *, again: bool) -> None:
+        """Hand over the jobs of some requests; a refused one does not take the others along.
+
+        Of what is handed over ``again``, some jobs are under way: a batch system that gives no
+        answer just now must not end the rest.
+        """
+        requests = still_wanted(requests)
         while requests:
             jobs = list({job.key: job for request in requests for job in request.jobs}.values())
             pending = {key: entry.standing for key, entry in self._watch.entries.items()}
@@ -257,21 +279,25 @@ class Engine:
             except SubmissionError as error:
                 requests = self._refused(requests, error)
             except Exception as error:
+                if again and isinstance(error, BackendError):
+                    self._backlog.put_back(requests, error)
+                    return
                 for request in requests:
-                    self._fail_request(request, error)
-                return
+                    request.fail(error)
+                requests = []
             else:
                 self._begin(requests, jobs, handed)
                 return
+        self._backlog.forget()
 
     def _refused(self, requests: list[Request], error: SubmissionError) -> list[Request]:
         """Fail the request whose job was refused and those that need it; return the others."""
         culprit = next((r for r in requests if self._names(r, error)), None)
         if culprit is None:
             for request in requests:
-                self._fail_request(request, error)
+                request.fail(error)
             return []
-        self._fail_request(culprit, error)
+        culprit.fail(error)
         failed = {job.key for job in culprit.jobs}
         kept = []
         for request in requests:
@@ -286,10 +312,6 @@ class Engine:
 
     def _names(self, request: Request, error: SubmissionError) -> bool:
         return any(job.key == error.key for job in request.jobs)
-
-    def _fail_request(self, request: Request, error: BaseException) -> None:
-        for future in request.futures:
-            future._fail(error)
 
     def _fail_dependents(
         self, request: Request, error: BaseException, culprit: PreparedJob
@@ -319,33 +341,43 @@ class Engine:
             self._watch.followers.follow(run_id, keys)
         for job in jobs:
             self._watch.link(job.key, job.inputs)
+        self._stewards += handed.stewards
         for request in requests:
             if request.told is not None:
                 request.told(handed)
-            if request.observe is not None:
-                for job in request.jobs:
-                    self._watch.observe(job.key, request.observe)
-            for future in request.futures:
+            begun = request.part(request.keys - set(handed.left))
+            if begun.observe is not None:
+                for job in begun.jobs:
+                    self._watch.observe(job.key, begun.observe)
+            for future in begun.futures:
                 self._watch.attach(future)
+        self._backlog.put(requests, handed)
+
+    def _given_up(self, run_id: str, error: BaseException) -> None:
+        """Hand over nothing more of a graph whose first jobs have all died of one cause."""
+        self._backlog.give_up(run_id, error)
+
+    # ---- cancelling ------------------------------------------------------------------------
+
+    def _forget(self, future: BatchFuture) -> None:
+        self._watch.forget(future)
+        self._backlog.forget()
+
+    def _cancel_waiting(self) -> None:
+        """Cancel what has not started, and what has not even been handed over."""
+        self._cancel_unsubmitted()
+        self._watch.cancel(waiting_only=True)
 
     def _cancel_all(self) -> None:
         """Cancel what is under way and what has not been handed over."""
+        self._cancel_unsubmitted()
+        self._watch.cancel(waiting_only=False)
+        # They would only find that there is nothing to do.
+        self.backend.cancel(self._stewards)
+
+    def _cancel_unsubmitted(self) -> None:
         with self._changed:
             requests, self._requests = self._requests, []
         for request in requests:
-            for future in request.futures:
-                future._cancel_running()
-                future._claim()
-        self._watch.cancel(waiting_only=False)
-
-
-def _still_wanted(requests: Sequence[Request]) -> list[Request]:
-    """Leave out requests whose futures have all been cancelled, unless a later one needs them."""
-    needed: set[str] = set()
-    kept: list[Request] = []
-    for request in reversed(requests):
-        wanted = not request.futures or not all(f.done() for f in request.futures)
-        if wanted or any(job.key in needed for job in request.jobs):
-            needed.update(key for job in request.jobs for key in job.inputs)
-            kept.append(request)
-    return kept[::-1]
+            request.cancel()
+        self._backlog.cancel()

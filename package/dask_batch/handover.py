@@ -10,7 +10,12 @@ The order is what makes it safe to die anywhere in between:
 4. The jobs are **submitted**, roots held, and their ids recorded. A client that dies here leaves
    jobs that nobody lets go; the next client that needs one of the keys becomes the *heir* of the
    run, finds by the unique names what was accepted, and releases or cancels it.
-5. When all are accepted, that is recorded, and the roots are **released** together.
+5. When all are accepted, and the stewards that look after them when nobody is there, that is
+   recorded, and the roots are **released** together.
+
+A queue may be full before all are accepted. Then what it took is one *window*: the rest is left,
+which is recorded, so that nobody waits for it. It is defined, and claimed until somebody hands it
+over as a run of its own: this client, a steward, or another client that needs it.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +35,11 @@ from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Owner, Run
 from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.files import make_directory
-from dask_batch.errors import MissingEntryError, SubmissionError
+from dask_batch.errors import MissingEntryError, QueueFullError, SubmissionError
 from dask_batch.preparation import PreparedJob
+from dask_batch.reread import definition_path
 from dask_batch.standing import Standing, Standings, log_stem
+from dask_batch.submission import Submission
 
 __all__ = ["HandOver", "Handed"]
 
@@ -54,11 +61,20 @@ class Handed:
         The run that was submitted; None if nothing had to be.
     submitted
         The ids of the jobs that were submitted.
+    left
+        The keys that a full queue did not take, in the order of the jobs.
+    stewards
+        The ids of the stewards.
+    heir
+        The id of the steward that hands over what was left; None if there is none.
     """
 
     under_way: dict[str, Standing] = field(default_factory=dict)
     run_id: str | None = None
     submitted: list[str] = field(default_factory=list)
+    left: tuple[str, ...] = ()
+    stewards: tuple[str, ...] = ()
+    heir: str | None = None
 
 
 @dataclass(slots=True)
@@ -79,6 +95,13 @@ class HandOver:
         The cache, the claims and the backend.
     common
         What all jobs of all runs share, as JSON data.
+    steward
+        Whether stewards are handed over with jobs that may need one.
+
+    Attributes
+    ----------
+    between
+        Called after each job that was accepted: what else is to be done meanwhile.
     """
 
     def __init__(
@@ -86,12 +109,15 @@ class HandOver:
         standings: Standings,
         *,
         common: Mapping[str, Any],
+        steward: bool = True,
     ) -> None:
         self.standings = standings
         self.cache = standings.cache
         self.claims = standings.claims
         self.backend: Backend = standings.backend
+        self.between: Callable[[], None] = lambda: None
         self._common = common
+        self._steward = steward
 
     def __call__(self, jobs: Sequence[PreparedJob], pending: Mapping[str, Standing]) -> Handed:
         """Hand over what has to run.
@@ -120,6 +146,11 @@ class HandOver:
                 other = self._claim(run, plan)
                 if other is None:
                     return self._submit(run, plan)
+            except QueueFullError as full:
+                self._abort(run, "the queue is full")
+                definition_path(self.cache, run.id).unlink(missing_ok=True)
+                logger.info("%d job(s) wait: %s", len(plan.needed), str(full.output).strip())
+                return Handed(plan.under_way, left=tuple(job.key for job in plan.needed))
             except BaseException:
                 # Nobody must take the claims for live ones, as long as this process is.
                 self._abort(run, "it could not be handed over")
@@ -141,9 +172,11 @@ class HandOver:
             plan.under_way.update((key, pending[key]) for key in level & pending.keys())
             open_keys = level - pending.keys()
             open_keys -= self.cache.present(open_keys)
-            survey = self.standings.survey(open_keys)
+            left = self._left(open_keys)
+            survey = self.standings.survey(open_keys - left.keys())
             plan.under_way.update(survey.alive)
             plan.generations.update(survey.generations)
+            plan.generations.update(left)
             open_keys -= survey.alive.keys()
             # A job may have published between the two looks.
             open_keys -= self.cache.present(open_keys)
@@ -153,6 +186,16 @@ class HandOver:
         plan.needed = [job for job in jobs if job.key in needed]
         self._await_strangers(plan)
         return plan
+
+    def _left(self, keys: set[str]) -> dict[str, int]:
+        """Return the generation of each key whose claim is on a job that was never accepted."""
+        claims = [claim for key in keys if (claim := self.claims.current(key)) is not None]
+        logs = {run_id: self.claims.log(run_id) for run_id in {claim.run.id for claim in claims}}
+        return {
+            claim.key: claim.generation
+            for claim in claims
+            if claim.job_name in logs[claim.run.id].left and logs[claim.run.id].settled
+        }
 
     def _refuse_vanished(self, keys: set[str]) -> None:
         if keys:
@@ -210,43 +253,47 @@ class HandOver:
 
     def _submit(self, run: Run, plan: _Plan) -> Handed:
         definition = self._define(run, plan)
-        jobs = self._jobs(run, plan, definition)
-        names = dict(run.jobs)
-        ids: dict[str, str] = {}
-
-        def accepted(name: str, job_id: str) -> None:
-            ids[name] = job_id
-            self.claims.record_job(run.id, name, job_id)
-
+        # Whoever runs one of those again is to know who else waits for it.
+        for other in sorted(self._waited_for(plan)):
+            self.claims.record(other, {"event": "awaited", "run": run.id})
+        submission = Submission(
+            self.backend,
+            self.claims,
+            run,
+            self._jobs(run, plan, definition),
+            steward=self._steward,
+            between=self.between,
+        )
         try:
-            self.backend.submit(jobs, accepted)
-            self.claims.record(run.id, {"event": "accepted"})
-            self.backend.release([ids[job.name] for job in jobs if not job.parents])
-        except BaseException as error:
-            self._take_back(run, list(ids.values()))
-            if isinstance(error, SubmissionError):
-                error.key = names.get(error.job_name, "")
+            accepted = submission()
+        except SubmissionError as error:
+            error.key = dict(run.jobs).get(error.job_name, "")
             raise
-        self.claims.record(run.id, {"event": "released"})
         under_way = dict(plan.under_way)
         for index, (name, key) in enumerate(run.jobs):
-            under_way[key] = Standing(
-                key,
-                plan.generations[key],
-                run.id,
-                name,
-                ids[name],
-                self.backend.name,
-                log_stem(self.cache, run.id, index),
-            )
-        return Handed(under_way, run.id, [ids[name] for name in names])
+            if name in accepted.ids:
+                under_way[key] = Standing(
+                    key,
+                    plan.generations[key],
+                    run.id,
+                    name,
+                    accepted.ids[name],
+                    self.backend.name,
+                    log_stem(self.cache, run.id, index),
+                )
+        return Handed(
+            under_way,
+            run.id,
+            list(accepted.ids.values()),
+            left=tuple(key for name, key in run.jobs if name not in accepted.ids),
+            stewards=tuple(accepted.stewards.values()),
+            heir=accepted.stewards[accepted.heir] if accepted.heir is not None else None,
+        )
 
-    def _take_back(self, run: Run, ids: list[str]) -> None:
-        """Leave nothing of a hand-over that did not succeed."""
-        try:
-            self.backend.cancel(ids)
-        finally:
-            self._abort(run, "it could not be submitted")
+    def _waited_for(self, plan: _Plan) -> set[str]:
+        """Return the runs for whose jobs some of these wait."""
+        needed = {key for job in plan.needed for key in job.inputs}
+        return {plan.under_way[key].run_id for key in needed & plan.under_way.keys()}
 
     def _abort(self, run: Run, reason: str) -> None:
         """Give up the claims of a run."""
@@ -285,6 +332,11 @@ class HandOver:
             claims[key] = plan.under_way[key].generation
         return claims
 
+    def _is_repeated(self, standing: Standing) -> bool:
+        """Whether a job of an earlier hand-over may be run again after a failure."""
+        run = self.claims.run(standing.run_id)
+        return self.standings.history.policy(run, standing.key).repeats
+
     def _jobs(self, run: Run, plan: _Plan, definition: Path) -> list[Job]:
         """Return what the backend gets."""
         logs = log_stem(self.cache, run.id, 0).parent
@@ -292,7 +344,8 @@ class HandOver:
         names = {key: name for name, key in run.jobs}
         jobs = []
         for index, job in enumerate(plan.needed):
-            after = (plan.under_way[k].job_id for k in sorted(job.inputs & plan.under_way.keys()))
+            above = [plan.under_way[k] for k in sorted(job.inputs & plan.under_way.keys())]
+            after = (standing.job_id for standing in above)
             jobs.append(
                 Job(
                     name=names[job.key],
@@ -306,6 +359,7 @@ class HandOver:
                     environment=job.surroundings.environment,
                     preload=job.preload,
                     repeatable=job.repeatable,
+                    patient=any(self._is_repeated(standing) for standing in above),
                 )
             )
         return jobs

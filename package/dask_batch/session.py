@@ -57,9 +57,14 @@ class Session:
             "python": list(sys.version_info[:2]),
             "key_versions": options.key_versions,
             "input_grace_s": options.input_grace_s,
+            "output_grace_s": options.output_grace_s,
+            "failure_grace_s": options.failure_grace_s,
         }
         pace = _pace(backend, options)
-        self.engine = Engine(HandOver(standings, common=common), Watch(cache, backend, pace))
+        self.engine = Engine(
+            HandOver(standings, common=common, steward=options.steward),
+            Watch(cache, backend, pace, standings),
+        )
         self.deferred = Deferred()
         self._preparer = Preparer(cache, backend, options)
 

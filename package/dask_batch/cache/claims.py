@@ -70,6 +70,7 @@ class Claims:
         self._names: dict[str, dict[str, str]] = {}
         self._run_of_file: dict[tuple[int, int, int], str] = {}
         self._heir: dict[str, int] = {}
+        self._begun: set[str] = set()
 
     # ---- runs ------------------------------------------------------------------------------
 
@@ -85,6 +86,7 @@ class Claims:
         if not publish_bytes(self._run_path(run.id), seal(record)):
             raise CacheError(f"there is a run {run.id} already in {self._cache.path}")
         self._remember(run)
+        self._begun.add(run.id)
 
     def run(self, run_id: str) -> Run:
         """Return a run by its id.
@@ -258,10 +260,32 @@ class Claims:
         run_id
             The run, ours or one that we are the heir of.
         event
-            JSON; ``event["event"]`` says what: ``job``, ``accepted`` (all are), ``released``,
-            ``aborted``, ``closed``, ``error``, or anything else, which is kept.
+            JSON; ``event["event"]`` says what: ``job``, ``steward`` and ``repeated`` (with ``name``
+            and ``id``), ``left`` (with ``names``: a full queue did not take them), ``awaited``
+            (with the id of a later ``run`` whose jobs wait for some of this one), ``accepted``
+            (all others are), ``released``, ``aborted``, ``closed``, ``error``, or anything else,
+            which is kept.
         """
-        append_event(self._run_path(run_id), event, self._heir.get(run_id))
+        append_event(self._run_path(run_id), event, self._writer(run_id))
+
+    def _writer(self, run_id: str) -> int | None:
+        """Return the number under which this process writes about a run; None for its owner."""
+        if run_id in self._heir:
+            return self._heir[run_id]
+        me = Owner.current()
+        if run_id in self._begun or self.run(run_id).owner == me:
+            return None
+        path = self._run_path(run_id)
+        for number, holder in heirs(path):
+            free = holder is None
+            if free and publish_bytes(path.with_suffix(f".heir.{number}"), seal(_plain(me))):
+                holder = me
+            if holder == me:
+                self._heir[run_id] = number
+                return number
+            if free:
+                break
+        return self._writer(run_id)  # another one was faster
 
     def heir(
         self,

@@ -1,7 +1,8 @@
 """The log of a hand-over: JSON lines, each file with a single writer.
 
-The owner of a run writes ``<id>.log``; the n-th heir, who finishes the hand-over of a dead owner,
-writes ``<id>.log.<n>``. So no line is ever appended behind another process's torn one.
+The owner of a run writes ``<id>.log``; the n-th heir, who finishes the hand-over of a dead owner
+or looks after its jobs later on, writes ``<id>.log.<n>``. So no line is ever appended behind
+another process's torn one, nor over one that a network file system shows late.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dask_batch.errors import DamagedEntryError
 
 __all__ = ["NOBODY", "RunLog", "append_event", "heirs", "read_log"]
 
+_ACCEPTED = frozenset({"job", "steward", "repeated"})
 _SETTLING = frozenset({"released", "aborted", "closed"})
 
 
@@ -30,7 +32,12 @@ class RunLog:
     events: tuple[Mapping[str, Any], ...] = ()
     """All that was recorded, in order."""
     ids: Mapping[str, str] = field(default_factory=dict)
-    """The ids of the jobs that were accepted, by the jobs' names."""
+    """The ids of the jobs that were accepted, by the jobs' names; those of stewards, too. Of a job
+    that was run again the last one."""
+    left: frozenset[str] = frozenset()
+    """The names of the jobs that a full queue did not take: their claims are for the taking."""
+    awaited: tuple[str, ...] = ()
+    """The ids of later runs, with jobs that wait for jobs of this one."""
     accepted: bool = False
     """All jobs were."""
     released: bool = False
@@ -71,15 +78,25 @@ def read_log(run_path: Path) -> RunLog:
             events += read_lines(run_path.with_suffix(f".log.{number}"))
     events = [event for event in events if isinstance(event.get("event"), str)]
     said = {event["event"] for event in events}
-    ids = {
-        str(event["name"]): str(event["id"])
-        for event in events
-        if event["event"] == "job" and "name" in event and "id" in event
-    }
+    left = frozenset(
+        str(name) for event in events if event["event"] == "left" for name in event.get("names", ())
+    )
+    ids: dict[str, str] = {}
+    # Of several writers' repetitions of a job, that of the last attempt counts.
+    for event in sorted(events, key=lambda event: int(event.get("generation", -1))):
+        if event["event"] in _ACCEPTED and "name" in event and "id" in event:
+            ids[str(event["name"])] = str(event["id"])
+    awaited = dict.fromkeys(str(e["run"]) for e in events if e["event"] == "awaited" and "run" in e)
     return RunLog(
-        tuple(events), ids, "accepted" in said, "released" in said, "aborted" in said,
-        "closed" in said,
-    )  # fmt: skip
+        tuple(events),
+        {name: job_id for name, job_id in ids.items() if name not in left},
+        left,
+        tuple(awaited),
+        accepted="accepted" in said,
+        released="released" in said,
+        aborted="aborted" in said,
+        closed="closed" in said,
+    )
 
 
 NOBODY = Owner("", "", 0, "")

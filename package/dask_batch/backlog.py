@@ -1,0 +1,314 @@
+"""What waits for room in the batch system's queue: requests of which some jobs were left.
+
+The rest of a graph is handed over when half of the window before it has ended, and when there was
+no room at all, after pauses that grow. A steward does the same when nobody is there. The two may
+meet: each key has one claim, so whoever comes second finds the jobs of the first, and follows them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
+from typing import Final
+
+from dask_batch.cache import attempts
+from dask_batch.cache.claims import Claim
+from dask_batch.failures import dependency_failure
+from dask_batch.follow import Outcome
+from dask_batch.future import BatchFuture
+from dask_batch.handover import Handed
+from dask_batch.preparation import PreparedJob
+from dask_batch.standing import Standings
+from dask_batch.watch import Observer, Watch
+
+__all__ = ["Backlog", "Request", "still_wanted"]
+
+logger = logging.getLogger(__name__)
+
+_PAUSES_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0, 120.0)
+"""Between tries to hand something over to a queue that took nothing; the last one is kept."""
+
+
+@dataclass(slots=True)
+class Request:
+    """Jobs that a caller wants to be run, and the futures that wait for them.
+
+    Attributes
+    ----------
+    jobs
+        In an order in which parents come first.
+    futures
+        Each with its key.
+    observe
+        Called in the engine's thread with ``"started"`` or ``"finished"`` and a key.
+    told
+        Called in the engine's thread with what the hand-over came to.
+    gather
+        Whether to wait a moment for more requests.
+    """
+
+    jobs: Sequence[PreparedJob]
+    futures: Sequence[BatchFuture]
+    observe: Observer | None = None
+    told: Callable[[Handed], None] | None = None
+    gather: bool = False
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of its jobs and of its futures."""
+        jobs = {job.key for job in self.jobs}
+        return jobs | {future.key for future in self.futures}
+
+    def part(self, keys: set[str]) -> Request:
+        """Return the part of it that is about some keys."""
+        return replace(
+            self,
+            jobs=[job for job in self.jobs if job.key in keys],
+            futures=[future for future in self.futures if future.key in keys],
+            told=None,
+            gather=False,
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """Fail all its futures."""
+        for future in self.futures:
+            future._fail(error)
+
+    def cancel(self) -> None:
+        """Cancel all its futures."""
+        for future in self.futures:
+            future._cancel_running()
+            future._claim()
+
+
+def still_wanted(requests: Sequence[Request]) -> list[Request]:
+    """Leave out requests whose futures have all been cancelled, unless a later one needs them."""
+    needed: set[str] = set()
+    kept: list[Request] = []
+    for request in reversed(requests):
+        wanted = not request.futures or not all(f.done() for f in request.futures)
+        if wanted or any(job.key in needed for job in request.jobs):
+            needed.update(key for job in request.jobs for key in job.inputs)
+            kept.append(request)
+    return kept[::-1]
+
+
+class Backlog:
+    """The requests that wait for room; belongs to the engine's thread.
+
+    Parameters
+    ----------
+    watch
+        What is under way.
+    standings
+        Where claims and their runs are.
+    clock
+        Tells the time in seconds.
+
+    Attributes
+    ----------
+    requests
+        The parts of requests that were left.
+    guarded
+        Whether a steward will hand them over if this process does not.
+    """
+
+    def __init__(
+        self, watch: Watch, standings: Standings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.requests: list[Request] = []
+        self.guarded = False
+        self._watch = watch
+        self._standings = standings
+        self._clock = clock
+        self._window: frozenset[str] = frozenset()
+        self._heirs: list[str] = []
+        self._fruitless = 0
+        self._not_before = 0.0
+        self._inputs: dict[str, BatchFuture] = {}
+        self._claims: dict[str, Claim] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.requests)
+
+    # ---- coming in -------------------------------------------------------------------------
+
+    def put(self, requests: Iterable[Request], handed: Handed) -> None:
+        """Take in what a hand-over left of requests; what it did not leave is under way."""
+        left = set(handed.left)
+        parts = (request.part(left) for request in requests)
+        self.requests = [part for part in parts if part.jobs]
+        self.guarded = handed.heir is not None or (self.guarded and not handed.submitted)
+        if handed.submitted:
+            # Whoever hands over the rest, it is a later steward's to go on from there.
+            self._watch.backend.cancel(self._heirs)
+            self._heirs = [handed.heir] if handed.heir is not None else []
+            self._window = frozenset(
+                key
+                for key, standing in handed.under_way.items()
+                if standing.run_id == handed.run_id
+            )
+            self._fruitless = 0
+            self._not_before = 0.0
+        elif left:
+            logger.warning(
+                "%s takes no more jobs for now: %d job(s) wait for room, next try in %.0f s",
+                self._watch.backend.name, len(left), self._pause(),
+            )  # fmt: skip
+        if left and handed.submitted:
+            logger.warning(
+                "the queue of %s is full: %d job(s) are handed over, %d wait for room%s",
+                self._watch.backend.name, len(handed.submitted), len(left),
+                "" if self.guarded else "; they are handed over only while this process lives",
+            )  # fmt: skip
+        self._claims = self._current(left)
+        self._await_inputs()
+
+    def put_back(self, requests: Sequence[Request], error: BaseException) -> None:
+        """Take requests back in that could not be handed over now."""
+        logger.warning(
+            "the rest of the graph cannot be handed over to %s now; again later: %s",
+            self._watch.backend.name, error,
+        )  # fmt: skip
+        self.requests = list(requests)
+        self._pause()
+
+    def _pause(self) -> float:
+        pause_s = _PAUSES_S[min(self._fruitless, len(_PAUSES_S) - 1)]
+        self._fruitless += 1
+        self._not_before = self._clock() + pause_s
+        return pause_s
+
+    def _current(self, keys: Iterable[str]) -> dict[str, Claim]:
+        claims = ((key, self._standings.claims.current(key)) for key in keys)
+        return {key: claim for key, claim in claims if claim is not None}
+
+    def _await_inputs(self) -> None:
+        """Hear of the failure of what is under way and needed here; let go of what no longer is."""
+        needed = {key for request in self.requests for job in request.jobs for key in job.inputs}
+        for key in needed & self._watch.entries.keys() - self._inputs.keys():
+            self._inputs[key] = BatchFuture(key=key)
+            self._watch.attach(self._inputs[key])
+        for key in self._inputs.keys() - needed:
+            self._watch.forget(self._inputs.pop(key))
+
+    # ---- going on --------------------------------------------------------------------------
+
+    @property
+    def due_in_s(self) -> float:
+        """How long until the next try to hand the rest over is due; 0 if it is."""
+        open_keys = self._window & self._watch.entries.keys()
+        if 2 * len(open_keys) > len(self._window):
+            return _PAUSES_S[-1]
+        return max(0.0, self._not_before - self._clock())
+
+    def take(self) -> list[Request]:
+        """Return what is to be handed over now, and forget it.
+
+        What somebody else has handed over in the meantime is followed from here on.
+        """
+        self.sweep()
+        requests, self.requests = still_wanted(self.requests), []
+        self._follow_others(requests)
+        return requests
+
+    def sweep(self) -> None:
+        """Fail what depends on a task that has failed since."""
+        failed = {key: error for key, future in self._inputs.items() if (error := _failure(future))}
+        if not failed:
+            return
+        self._fail_dependents(self.requests, failed)
+        parts = (
+            request.part({job.key for job in request.jobs} - failed.keys())
+            for request in self.requests
+        )
+        self.requests = [part for part in parts if part.jobs]
+        self._await_inputs()
+
+    def _fail_dependents(
+        self, requests: Sequence[Request], failed: dict[str, BaseException]
+    ) -> None:
+        """Fail what depends on failures, and enter it among them."""
+        for request in requests:
+            for job in request.jobs:
+                cause = next((failed[key] for key in sorted(job.inputs) if key in failed), None)
+                if cause is None:
+                    continue
+                root = str(getattr(cause, "root", "")) or str(getattr(cause, "key", ""))
+                root = root or next(key for key in sorted(job.inputs) if key in failed)
+                function = str(getattr(cause, "function", ""))
+                error = dependency_failure(
+                    cause, key=job.key, function=job.function, root=root, root_function=function
+                )
+                failed[job.key] = error
+                self._record(job, error, root)
+                for future in request.futures:
+                    if future.key == job.key:
+                        future._fail(error)
+
+    def _record(self, job: PreparedJob, error: BaseException, root: str) -> None:
+        """Leave word for others that a job is not to be handed over."""
+        claim = self._claims.get(job.key)
+        if claim is not None:
+            record = {
+                "outcome": Outcome.DEPENDENCY.value,
+                "message": str(error).partition("\n")[0],
+                "function": job.function,
+                "root": root,
+                "concluded_by": "client",
+            }
+            attempts.end(self._watch.cache, job.key, claim.generation, record)
+
+    def _follow_others(self, requests: Sequence[Request]) -> None:
+        """Follow the jobs that somebody else has handed over, whatever has become of them."""
+        functions = {job.key: job.function for request in requests for job in request.jobs}
+        open_keys = functions.keys() - self._watch.entries.keys()
+        open_keys -= self._watch.cache.present(open_keys)
+        for key, claim in self._current(open_keys).items():
+            before = self._claims.get(key)
+            if before is None or claim.generation == before.generation:
+                continue
+            log = self._standings.settled(claim.run)
+            job_id = log.ids.get(claim.job_name)
+            if job_id is not None and not log.aborted:
+                self._watch.follow(self._standings.standing(claim, job_id), functions[key])
+
+    def give_up(self, run_id: str, error: BaseException) -> None:
+        """Fail what was left of a run, or of one that went on from it."""
+        given_up = {key for key, claim in self._claims.items() if claim.run.id == run_id}
+        for request in self.requests:
+            if given_up & {job.key for job in request.jobs}:
+                request.fail(error)
+        self.requests = [r for r in self.requests if not given_up & {job.key for job in r.jobs}]
+        self._await_inputs()
+
+    # ---- the end ---------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Cancel all that waits."""
+        requests, self.requests = self.requests, []
+        for request in requests:
+            request.cancel()
+        self._await_inputs()
+
+    def fail(self, error: BaseException) -> None:
+        """Fail all that waits."""
+        requests, self.requests = self.requests, []
+        for request in requests:
+            request.fail(error)
+        self._await_inputs()
+
+    def forget(self) -> None:
+        """Let go of requests that nobody wants any more."""
+        self.requests = still_wanted(self.requests)
+        self._await_inputs()
+
+
+def _failure(future: BatchFuture) -> BaseException | None:
+    """Return why what a future stands for has failed; None if it has not."""
+    if not future.done():
+        return None
+    return CancelledError() if future.cancelled() else future.exception()

@@ -1,0 +1,154 @@
+"""Which stewards a run needs, as jobs to be: pure.
+
+The jobs of a run that may be repeated are shared out into *lanes* of some hundred each, since a
+batch system cannot wait for any number of jobs at once. One more lane belongs to what a full queue
+left of the run. Each lane has one steward at a time; the *n*-th steward of a run belongs to lane
+``n % lanes``. So names tell which steward is whose successor, and two processes that hand over the
+same steward give it the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dask_batch.backends.base import Job
+
+__all__ = ["LANE_SIZE", "Lanes", "steward_name"]
+
+LANE_SIZE: Final = 500
+"""How many jobs one steward waits for at most."""
+_PROGRAM: Final = "dask_batch.steward"
+_MEMORY_GB: Final = 1
+RUN_TIME_S: Final = 900
+_NOT_ITS_OWN: Final = (
+    "constraint", "cwd", "error_log_file", "exclusive", "gpus_per_core", "job_name", "num_nodes",
+    "priority",
+)  # fmt: skip
+"""Resources of a task that its steward has no use for. Whose account it runs on it takes over, and
+the user's template with its variables: that knows what the site wants of a job."""
+
+
+def steward_name(run_id: str, number: int) -> str:
+    """Return the unique name of a steward."""
+    return f"steward-{run_id}-{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The lanes of one run.
+
+    Attributes
+    ----------
+    repeatable
+        The names of the jobs that were accepted and may be repeated, in the order of the run.
+    left
+        Whether something of the run was left by a full queue.
+    """
+
+    repeatable: tuple[str, ...]
+    left: bool
+
+    @property
+    def of_failures(self) -> int:
+        """How many lanes wait for failures: the first ones."""
+        return -(-len(self.repeatable) // LANE_SIZE)
+
+    @property
+    def count(self) -> int:
+        """How many lanes there are."""
+        return self.of_failures + self.left
+
+    def of(self, number: int) -> int:
+        """Return the lane of a steward."""
+        return number % max(self.count, 1)
+
+    def hands_over(self, number: int) -> bool:
+        """Whether a steward is the one that hands over what was left."""
+        return self.left and self.of(number) == self.of_failures
+
+    def members(self, number: int) -> tuple[str, ...]:
+        """Return the names of the jobs whose failures a steward waits for."""
+        begin = self.of(number) * LANE_SIZE
+        return self.repeatable[begin : begin + LANE_SIZE]
+
+    def first_stewards(self, run_id: str, like: Job, ids: Mapping[str, str]) -> list[Job]:
+        """Return the stewards that are handed over with a run.
+
+        Parameters
+        ----------
+        run_id, like
+            The run, and its first job.
+        ids
+            The ids of what was accepted, by name, in the order of the run.
+        """
+        jobs = [
+            steward_job(
+                run_id, like, number, after_failure=[ids[name] for name in self.members(number)]
+            )
+            for number in range(self.of_failures)
+        ]
+        if self.left:
+            jobs.append(
+                steward_job(
+                    run_id, like, self.of_failures, after_end=first_half(list(ids.values()))
+                )
+            )
+        return jobs
+
+
+def first_half(ids: Sequence[str]) -> Sequence[str]:
+    """Return after which jobs of a window the next one is handed over.
+
+    Half of them: then the queue does not run dry while the steward itself waits for its turn, and
+    a steward that has half a window to hand over is worth its place in the queue. The first half,
+    since parents come first, and end first.
+    """
+    return ids[: -(-len(ids) // 2)][-LANE_SIZE:]
+
+
+def steward_job(
+    run_id: str,
+    like: Job,
+    number: int,
+    *,
+    after_failure: Collection[str] = (),
+    after_end: Collection[str] = (),
+) -> Job:
+    """Return a steward as a job to be.
+
+    Parameters
+    ----------
+    run_id
+        The run that it looks after.
+    like
+        A job of that run, by whose rules it runs.
+    number
+        Which of the run's stewards it is.
+    after_failure, after_end
+        When it begins: see :class:`~dask_batch.backends.base.Job`.
+    """
+    return Job(
+        name=steward_name(run_id, number),
+        definition=like.definition,
+        index=number,
+        resources=_resources(like.resources),
+        log_directory=like.log_directory / "stewards",
+        working_directory=like.working_directory,
+        environment=like.environment,
+        program=_PROGRAM,
+        after_failure=tuple(after_failure),
+        after_end=tuple(after_end),
+    )
+
+
+def _resources(of_task: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **of_task,
+        **{name: None for name in _NOT_ITS_OWN if name in of_task},
+        "cores": 1,
+        "threads_per_core": 1,
+        "memory_max": _MEMORY_GB,
+        "run_time_max": RUN_TIME_S,
+    }
