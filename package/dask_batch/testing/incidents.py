@@ -108,7 +108,9 @@ class Incidents(abc.ABC):
         """Let ``sacct`` tell what was so many seconds ago."""
         self._change(lambda now: now.update(sacct_lag_s=sacct_s))
 
-    def limit(self, *, max_submit: int | None = None, max_jobs: int = 10000) -> None:
+    def limit(
+        self, *, max_submit: int | None = None, max_jobs: int = 10000, name: str = ""
+    ) -> None:
         """Bound the number of unfinished jobs.
 
         Parameters
@@ -117,8 +119,12 @@ class Incidents(abc.ABC):
             Of one user (``MaxSubmitJobs``): more are refused.
         max_jobs
             Of all (``MaxJobCount``): ``sbatch`` then says "temporarily unable" and tries again.
+        name
+            What versions after 22.05 say first: ``QOSMaxSubmitJobPerUserLimit``.
         """
-        self._change(lambda now: now.update(max_submit=max_submit, max_job_count=max_jobs))
+        self._change(
+            lambda now: now.update(max_submit=max_submit, max_job_count=max_jobs, limit_name=name)
+        )
 
     def temporarily_unable(self, times: int) -> None:
         """Put off the next attempts at a submission; one ``sbatch`` makes up to 15."""

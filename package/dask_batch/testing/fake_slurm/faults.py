@@ -17,6 +17,7 @@ _NOTHING: dict[str, Any] = {
     "rules": [],
     "sacct_lag_s": 0.0,
     "max_submit": None,
+    "limit_name": "",
     "max_job_count": 10000,
     "unable": 0,
     "said": {},

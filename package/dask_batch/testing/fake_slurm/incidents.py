@@ -78,7 +78,8 @@ def _kill(queue: Queue, job: JobRecord, number: str) -> None:
 def _lose(queue: Queue, job: JobRecord) -> None:
     """As after a SIGKILL of slurmctld: unknown to it, cancelled in the accounts, its id free."""
     launch.send(job, signal.SIGKILL, step_too=True)
-    job.state, job.cancelled_by, job.ended = "CANCELLED", None, time.time()
+    # The accounts are closed when the controller is back, never in the second of the start.
+    job.state, job.cancelled_by, job.ended = "CANCELLED", None, time.time() + 1
     queue.account(job)
     queue.forget(job)
     queue.next_id = job.job_id

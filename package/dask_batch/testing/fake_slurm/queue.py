@@ -100,7 +100,7 @@ class Queue:
         """End a job that waits or runs; ``uid`` says who wants it."""
         if job.state == "PENDING":
             job.state, job.cancelled_by, job.ended = "CANCELLED", uid, time.time()
-            self.account(job)
+            self.account(job, started=job.ended)
         elif job.active and not job.ending:
             job.cancelled_by = uid
             self.terminate(job, "CANCELLED")
@@ -210,7 +210,7 @@ class Queue:
         job.dependency, never = dependencies.evaluate(job.dependency, self.outcome)
         if never and job.kill_on_invalid:
             job.state, job.reason, job.ended = "CANCELLED", NEVER, time.time()
-            self.account(job, reason="Dependency")
+            self.account(job, reason="Dependency", started=job.ended)
             self.changed = True
         elif job.dependency:
             self._because(job, NEVER if never else "Dependency")

@@ -17,6 +17,7 @@ _LONG_OPTIONS = (
     "allocations allusers delimiter= duplicates endtime= format= jobs= name= noheader parsable "
     "parsable2 starttime= state= uid= user= version"
 )
+UNNAMED_S = 1.5
 _DISABLED = "Slurm accounting storage is disabled\n"
 
 
@@ -25,6 +26,18 @@ def _time(row: dict[str, Any], name: str) -> str:
     if not moment:
         return "Unknown"
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(moment))
+
+
+def _name(row: dict[str, Any]) -> str:
+    """Return the name, in which quotes have become backticks.
+
+    The name arrives with the record of the start, which for a short job comes after that of the
+    end: until then its row is called "allocation" (Slurm 22.05: for one or two seconds).
+    """
+    short = row["started"] and row["ended"] - row["started"] < UNNAMED_S
+    if short and time.time() - row["ended"] < UNNAMED_S:
+        return "allocation"
+    return str(row["name"].replace("'", "`").replace('"', "`"))
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -45,7 +58,7 @@ _FIELDS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "exitcode": ("ExitCode", lambda row: row["exit"]),
     "jobid": ("JobID", lambda row: str(row["id"])),
     "jobidraw": ("JobIDRaw", lambda row: str(row["id"])),
-    "jobname": ("JobName", lambda row: row["name"].replace("'", "`").replace('"', "`")),
+    "jobname": ("JobName", _name),
     "nodelist": ("NodeList", lambda row: row["nodes"] or "None assigned"),
     "partition": ("Partition", lambda row: row["partition"]),
     "reason": ("Reason", lambda row: row["reason"]),

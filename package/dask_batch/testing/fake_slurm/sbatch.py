@@ -25,7 +25,6 @@ _NO_SCRIPT = (
     "For instance: #!/bin/sh"
 )
 _FULL = (
-    "AssocMaxSubmitJobLimit\n"
     f"{_FAILED}Job violates accounting/QOS policy (job submit limit, user's size and/or time "
     "limits)"
 )
@@ -59,7 +58,7 @@ def sbatch(queue: Queue, request: Mapping[str, Any]) -> dict[str, Any]:
     setting = faults.settings(queue.folder)
     unfinished = sum(other.active for other in queue.jobs.values() if other.uid == job.uid)
     if setting["max_submit"] is not None and unfinished >= setting["max_submit"]:
-        raise Refusal(_FULL)
+        raise Refusal("\n".join(filter(None, [setting["limit_name"], _FULL])))
     if unfinished >= setting["max_job_count"] or faults.unable(queue.folder):
         return {"again": True}
     _keep(job, script, launch.exported(request["environment"], options.get("export", "ALL")))
@@ -180,7 +179,9 @@ def _nice(text: str | None) -> int:
 def _begin(text: str) -> float:
     match = re.fullmatch(r"now(?:\+(\d+)(seconds?|minutes?|hours?|days?)?)?", text)
     if not match:
-        raise Refusal("Invalid --begin specification", 255)
+        refusal = Refusal("Invalid --begin specification", 255)
+        refusal.stderr = f"Invalid time specification (pos=0): {text}\n{refusal.stderr}"
+        raise refusal
     unit = {"m": 60, "h": 3600, "d": 86400}.get((match[2] or "s")[0], 1)
     return time.time() + int(match[1]) * unit if match[1] else 0.0
 

@@ -1,0 +1,122 @@
+"""A real Slurm and the fake one, behind one face: what the contract suite runs against."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dask_batch.backends.base import Job, JobState, JobStatus
+from dask_batch.backends.command import client_environment
+from dask_batch.backends.slurm.backend import SlurmBackend
+from dask_batch.resources import for_dask_task
+from dask_batch.testing import FakeSlurm
+
+PATIENCE_S = 60.0
+
+CI_CLUSTER = {
+    "cpus": 4,
+    "nodes": 4,
+    "memory_mb": 5000,
+    "gpus": 2,
+    "accounts": ["test"],
+    "requeue_wait_s": 20.0,
+}
+"""The fake as ``ci/slurm/slurm-up`` sets up the real one."""
+
+
+class System:
+    """A backend whose jobs run given shell lines.
+
+    Parameters
+    ----------
+    logs
+        The folder of the jobs' logs.
+    fake
+        The fake that is on PATH; None: the real one.
+    """
+
+    def __init__(self, logs: Path, fake: FakeSlurm | None = None) -> None:
+        self.logs = logs
+        self.fake = fake
+        self.run = secrets.token_hex(4)
+        self.lines: dict[int, str] = {}
+        self.ids: dict[str, str] = {}
+        self.backend = SlurmBackend(command=lambda job: ["sh", "-c", self.lines[job.index]])
+
+    def job(
+        self,
+        line: str = "true",
+        parents: Sequence[Job] = (),
+        *,
+        after: Sequence[str] = (),
+        after_failure: Sequence[str] = (),
+        after_end: Sequence[str] = (),
+        repeatable: bool = False,
+        **resources: object,
+    ) -> Job:
+        """Return a job that runs a shell line."""
+        index = len(self.lines)
+        self.lines[index] = line
+        return Job(
+            name=f"contract.job-{self.run}_{index}",
+            definition=Path("/none"),
+            index=index,
+            resources=for_dask_task(resources),
+            parents=tuple(parent.name for parent in parents),
+            after=tuple(after),
+            after_failure=tuple(after_failure),
+            after_end=tuple(after_end),
+            repeatable=repeatable,
+            log_directory=self.logs,
+            working_directory=self.logs,
+            environment=client_environment(),
+        )
+
+    def submit(self, *jobs: Job) -> list[str]:
+        """Hand jobs over; those without parents are held."""
+        self.backend.submit(jobs, self.ids.__setitem__)
+        return [self.ids[job.name] for job in jobs]
+
+    def go(self, *jobs: Job) -> list[str]:
+        """Hand jobs over and release them."""
+        ids = self.submit(*jobs)
+        held = (job for job in jobs if not (job.parents or job.after_failure or job.after_end))
+        self.backend.release([self.ids[job.name] for job in held])
+        return ids
+
+    def status(self, job: Job) -> JobStatus | None:
+        """Return what is known of a job."""
+        return self.backend.status([self.ids[job.name]]).get(self.ids[job.name])
+
+    def wait_for(self, job: Job, *states: JobState) -> JobStatus:
+        """Wait until a job is in one of some states."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            status = self.status(job)
+            if status is not None and status.state in states:
+                return status
+            assert time.monotonic() < deadline, f"{status} is in none of {states}"
+            time.sleep(0.05)
+
+    def output(self, job: Job) -> str:
+        """Return what a job printed."""
+        return (self.logs / f"{job.index}.out").read_text()
+
+    @staticmethod
+    def command(*argv: str) -> subprocess.CompletedProcess[str]:
+        """Run one of Slurm's commands."""
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+    def row(self, job_id: str, fields: str = "%T|%r|%E") -> str:
+        """Return a job's line of squeue."""
+        return self.command("squeue", "-h", "-t", "all", "-j", job_id, "-o", fields).stdout.strip()
+
+    def wait_for_row(self, job_id: str, row: str, fields: str = "%T|%r|%E") -> None:
+        """Wait until squeue prints just this of a job."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (seen := self.row(job_id, fields)) != row:
+            assert time.monotonic() < deadline, f"{seen!r} is not {row!r}"
+            time.sleep(0.05)
