@@ -349,7 +349,9 @@ class NoOutputTaskError(TaskError):
     """The job ended well as far as the batch system knows, yet there is no result."""
 
     default_advice = (
-        "See whether the node shares the cache directory with this machine, and look into the log."
+        "See whether the node shares the cache directory with this machine, and look into the log. "
+        "Where the file system shows new files later than this was waited for, raise "
+        "output_grace_s."
     )
 
 
