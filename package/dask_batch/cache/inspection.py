@@ -19,7 +19,7 @@ from dask_batch.cache.directory import MARKER, SECTIONS
 from dask_batch.cache.entries import listed, verified
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.layout import read_head, verify_body
-from dask_batch.cache.lines import torn_lines
+from dask_batch.cache.lines import altered_lines
 from dask_batch.cache.opening import open_owned, read_owned
 from dask_batch.cache.records import unseal
 from dask_batch.errors import CacheError, DamagedEntryError
@@ -179,11 +179,11 @@ def _check_name(path: Path) -> None:
 
 
 def _check_log(path: Path) -> None:
-    torn = torn_lines(path)
-    if torn:
+    altered = altered_lines(path)  # torn ones are what a killed writer leaves
+    if altered:
         raise DamagedEntryError(
-            f"{torn} line(s) of it were torn or altered; what they said is found out again from "
-            "the batch system"
+            f"{altered} line(s) of it do not match their checksums; what they said is found out "
+            "again from the batch system"
         )
 
 

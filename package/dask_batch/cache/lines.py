@@ -18,7 +18,7 @@ import xxhash
 from dask_batch.cache.files import open_owned, publish_bytes, read_owned, write_all
 from dask_batch.cache.refusals import explain
 
-__all__ = ["append_line", "line_of", "read_lines", "torn_lines"]
+__all__ = ["altered_lines", "append_line", "line_of", "read_lines"]
 
 _SEALED = re.compile(rb"(.*)\t([0-9a-f]{16})")
 
@@ -68,9 +68,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def torn_lines(path: Path) -> int:
-    """Count the lines of a file that cannot be read."""
-    return sum(_record(line) is None for line in read_owned(path).split(b"\n") if line)
+def altered_lines(path: Path) -> int:
+    """Count the lines of a file that were written whole and do not match their checksum."""
+    whole = (_SEALED.fullmatch(line) for line in read_owned(path).split(b"\n"))
+    return sum(sealed is not None and _digest(sealed[1]) != sealed[2] for sealed in whole)
 
 
 def line_of(record: Mapping[str, Any]) -> bytes:
