@@ -66,6 +66,35 @@ def test_a_job_that_fell_with_its_parent_waits_for_the_parents_verdict(state: Jo
     assert judge(Evidence(status=status(state), parents_open=False)) is not None
 
 
+def test_a_job_that_was_cancelled_while_its_parents_are_well_was_cancelled_itself() -> None:
+    well = Evidence(status=status(JobState.CANCELLED), parents_open=True, parents_alive=True)
+    verdict = judge(well)
+    assert verdict is not None
+    assert verdict.outcome is Outcome.CANCELLED
+    never = Evidence(
+        status=status(JobState.DEPENDENCY_FAILED), parents_open=True, parents_alive=True
+    )
+    assert judge(never) is None
+
+
+def test_a_record_of_a_failed_input_waits_for_that_inputs_own_end() -> None:
+    end = {"outcome": "dependency", "message": "an input is missing"}
+    assert judge(Evidence(end=end, parents_open=True)) is None
+    assert judge(Evidence(end=end)) is not None
+
+
+def test_no_record_makes_a_success() -> None:
+    verdict = judge(Evidence(end={"outcome": "done"}))
+    assert verdict is not None
+    assert verdict.outcome is Outcome.NO_OUTPUT
+
+
+def test_a_record_that_another_client_left_carries_its_evidence() -> None:
+    verdict = judge(Evidence(end={"outcome": "timeout", "evidence": "sacct says TIMEOUT"}))
+    assert verdict is not None
+    assert verdict.evidence == "sacct says TIMEOUT"
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

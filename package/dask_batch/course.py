@@ -10,10 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from dask_batch.backends.base import JobState
 from dask_batch.follow import Evidence, Outcome, Verdict, judge
 from dask_batch.retry import Ending, Repeat, RetryPolicy, decide
 
 __all__ = ["Course"]
+
+_QUEUED_AGAIN = frozenset({JobState.HELD, JobState.WAITING})
+"""What the end of the attempt before cannot be mistaken for; *running* may be its last moments."""
 
 
 class Course:
@@ -59,10 +63,10 @@ class Course:
         if generation != self.generation:
             evidence = dataclasses.replace(evidence, end=None, status=None)
         elif not self.sure and evidence.status is not None:
-            if evidence.status.state.ended:
-                evidence = dataclasses.replace(evidence, status=None)
-            else:
+            if evidence.status.state in _QUEUED_AGAIN:
                 self.sure = True
+            else:
+                evidence = dataclasses.replace(evidence, status=None)
         verdict = judge(evidence)
         if verdict is not None and verdict.outcome is Outcome.DONE:
             self.verdict = verdict

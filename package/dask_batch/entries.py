@@ -58,8 +58,9 @@ class Entry:
         Since when, and how many times in a row, a batch system that answered has not known it.
     course
         Where the evidence has led so far.
-    act_at
-        When to see to a repetition that has been claimed and is not known to be under way.
+    act_at, sign_at
+        When to see to a repetition that has been claimed and is not known to be under way, and
+        when to look for a sign that it is.
     refusals
         How often the batch system has refused to repeat the job.
     troubles, troubled_at, quiet_until
@@ -82,6 +83,7 @@ class Entry:
     since: float = field(default_factory=time.monotonic)
     course: Course = field(init=False)
     act_at: float = 0.0
+    sign_at: float = 0.0
     refusals: int = 0
     troubles: int = 0
     troubled_at: float = 0.0
@@ -145,10 +147,25 @@ class Entry:
             parents_alive=all(p.status is not None and not p.over for p in parents),
         )
 
-    def move(self, standing: Standing, *, sure: bool, act_at: float = 0.0) -> None:
-        """Follow a later attempt."""
-        self.course.advance(standing.generation, sure=sure)
-        self.standing = standing
-        self.status, self.ended_at, self.misses = None, None, 0
+    def advance(self, generation: int, *, act_at: float) -> None:
+        """Follow the next attempt of the same job, of which no sign has been seen."""
+        self.course.advance(generation, sure=False)
+        self.standing = replace(self.standing, generation=generation)
         self.act_at, self.refusals = act_at, 0
+
+    def under_way(self, job_id: str) -> None:
+        """Take it that what the batch system says from now on is about this attempt."""
+        self.standing = replace(self.standing, job_id=job_id)
+        self.course.sure = True
+        self._afresh()
+
+    def move(self, standing: Standing) -> None:
+        """Follow the job of another run, which has taken over."""
+        self.course.advance(standing.generation, sure=True)
+        self.standing = standing
+        self.ours = False
+        self._afresh()
+
+    def _afresh(self) -> None:
+        self.status, self.ended_at, self.misses, self.refusals = None, None, 0, 0
         self.since = time.monotonic()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = ["dependency_failure", "failure_of", "tail_of"]
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 8192
+_UNPICKLING_S = 10.0
 
 _ERRORS: Mapping[Outcome, type[TaskError]] = {
     Outcome.TIMEOUT: TimeoutTaskError,
@@ -124,14 +125,26 @@ def _users_own(
     end: Mapping[str, Any], *, key: str, function: str, job_id: str | None, log: Path | None
 ) -> BaseException:
     """Rebuild the exception that the user's function raised."""
-    error = _unpickled(end)
-    error.__cause__ = RemoteTraceback(str(end.get("traceback", "")))
     where = f"raised in {function or 'a task'} (key {key[:12]}"
     where += f", job {job_id}" if job_id else ""
     where += f", on {end['host']})" if end.get("host") else ")"
-    error.add_note(where)
-    if log is not None:
-        error.add_note(f"log: {log}")
+    notes = [where] if log is None else [where, f"log: {log}"]
+    trace = RemoteTraceback(str(end.get("traceback", "")))
+    error = _unpickled(end)
+    try:
+        return _with_origin(error, trace, notes)
+    except Exception as refusal:  # its class does not let attributes be set
+        said = f"{end.get('message', '')}\n(it cannot be told as it is: {_said(refusal)})"
+        stand_in = RemoteError(said, str(end.get("exception_type", "")))
+        return _with_origin(stand_in, trace, notes)
+
+
+def _with_origin(
+    error: BaseException, trace: RemoteTraceback, notes: Sequence[str]
+) -> BaseException:
+    error.__cause__ = trace
+    for note in notes:
+        error.add_note(note)
     return error
 
 
@@ -145,12 +158,39 @@ def _unpickled(end: Mapping[str, Any]) -> BaseException:
             message += f"\n(it could not be pickled: {end['exception_lost']})"
         return RemoteError(message, name)
     try:
-        error = pickling.loads(base64.b64decode(pickled), ())
-    except (Exception, binascii.Error) as refusal:
-        return RemoteError(f"{message}\n(it cannot be unpickled here: {refusal!r})", name)
-    if isinstance(error, BaseException):
-        return error
-    return RemoteError(message, name)
+        error = _apart(lambda: pickling.loads(base64.b64decode(pickled), ()))
+    except BaseException as refusal:  # of the class's own making, in a thread of its own
+        return RemoteError(f"{message}\n(it cannot be unpickled here: {_said(refusal)})", name)
+    return error if isinstance(error, BaseException) else RemoteError(message, name)
+
+
+def _said(error: BaseException) -> str:
+    """Return what an exception says; even its words may be the user's code."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__name__
+
+
+def _apart(load: Callable[[], Any]) -> Any:
+    """Unpickle in a thread of its own: a class of the user's may leave, or never return."""
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((load(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, name="dask-batch-unpickling", daemon=True)
+    thread.start()
+    thread.join(_UNPICKLING_S)
+    if not outcome:
+        raise TimeoutError(f"unpickling it has not come to an end in {_UNPICKLING_S:g} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
 
 
 def dependency_failure(
@@ -170,7 +210,10 @@ def dependency_failure(
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
+    try:
+        text = str(error).strip().partition("\n")[0]
+    except Exception:
+        text = ""  # its words are the user's code, and fail; its class tells something
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

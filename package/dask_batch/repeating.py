@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -167,26 +166,21 @@ class Repeating:
             entry.function, standing.key[:12], standing.job_id,
             "run again" if mine else "being run again by another process", repeat.why,
         )  # fmt: skip
-        self._adopt(entry, current)
-        if mine:
-            entry.act_at = time.monotonic()
+        self._adopt(entry, current, mine=mine)
         return True
 
-    def _adopt(self, entry: Entry, claim: Claim) -> None:
+    def _adopt(self, entry: Entry, claim: Claim, *, mine: bool = False) -> None:
         """Follow a later attempt, of the same run or of one that has taken over."""
         old = entry.standing
-        now = time.monotonic()
         if claim.run.id == old.run_id:
-            standing = dataclasses.replace(old, generation=claim.generation)
-            entry.move(standing, sure=False, act_at=now + self._watch.pace.lease_s)
+            lease_s = 0.0 if mine else self._watch.pace.lease_s
+            entry.advance(claim.generation, act_at=time.monotonic() + lease_s)
         else:
             job_id = self._claims.log(claim.run.id).ids.get(claim.job_name)
-            standing = self._standings.standing(claim, job_id)
+            entry.move(self._standings.standing(claim, job_id))
+            self._watch.taken_over(entry.standing)
             logger.info("%s (%s) is now made by run %s", entry.function, old.key[:12], claim.run.id)
-            entry.move(standing, sure=True)
-            entry.ours = False
-            self._watch.taken_over(standing)
-        self._watch.known[old.key] = standing
+        self._watch.known[old.key] = entry.standing
         self._watch.hasten()
 
     def tend(self, now: float) -> None:
@@ -204,14 +198,19 @@ class Repeating:
         claim = self._claim(entry)
         if claim.generation > entry.standing.generation:
             self._adopt(entry, claim)
-            return
-        if now >= entry.act_at:
+        elif now >= entry.act_at and entry.over:
+            # Only now: what the batch system still calls running would be left alone.
             self._rerun(entry, claim, now)
-            return
-        entry.quiet_until = min(entry.act_at, now + _SIGN_S)
+        elif now >= entry.sign_at:
+            entry.sign_at = now + _SIGN_S
+            self._look_for_a_sign(entry, claim)
+
+    def _look_for_a_sign(self, entry: Entry, claim: Claim) -> None:
+        """See whether another process has repeated the job."""
         job_id = self._tending.reran(claim)
-        if job_id is not None:
-            self._under_way(entry, job_id)
+        start = attempts.read_start(self._cache, claim.key, claim.generation)
+        if job_id is not None or start is not None:
+            self._under_way(entry, job_id or entry.standing.job_id or "")
 
     def _rerun(self, entry: Entry, claim: Claim, now: float) -> None:
         try:
@@ -222,10 +221,8 @@ class Repeating:
             self._under_way(entry, job_id)
 
     def _under_way(self, entry: Entry, job_id: str) -> None:
-        entry.standing = dataclasses.replace(entry.standing, job_id=job_id)
+        entry.under_way(job_id)
         self._watch.known[entry.standing.key] = entry.standing
-        entry.course.sure = True
-        entry.status, entry.ended_at, entry.refusals = None, None, 0
         self._watch.hasten()
 
     def _refused(self, entry: Entry, error: BackendError, now: float) -> None:

@@ -100,21 +100,22 @@ class Resolving:
             For a task that fell with another one, that one's failure.
         """
         standing = entry.standing
-        error: BaseException
         if cause is not None:
-            root = str(end.get("root") or "")
-            error = dependency_failure(
-                cause, key=key, function=entry.function, root=root,
-                root_function=str(end.get("root_function") or ""),
-            )  # fmt: skip
-        else:
-            error = failure_of(
-                verdict, key=key, function=entry.function, job_id=standing.job_id,
-                state=entry.status.word if entry.status is not None else str(end.get("state", "")),
-                log=standing.log_stem.with_suffix(".err"), end=end,
-                cut=attempts.read_cut(self._cache, key, standing.generation),
-            )  # fmt: skip
+            root, function = str(end.get("root") or ""), str(end.get("root_function") or "")
+            fallen = dependency_failure(
+                cause, key=key, function=entry.function, root=root, root_function=function
+            )
+            self._fell(key, entry, fallen)
+            self._fail_children(entry, cause, root=root, root_function=function)
+            return
+        error = failure_of(
+            verdict, key=key, function=entry.function, job_id=standing.job_id,
+            state=entry.status.word if entry.status is not None else str(end.get("state", "")),
+            log=standing.log_stem.with_suffix(".err"), end=end,
+            cut=attempts.read_cut(self._cache, key, standing.generation),
+        )  # fmt: skip
         self._fell(key, entry, error)
+        self._fail_children(entry, error, root=key, root_function=entry.function)
         if entry.ours and self._trips(key, entry, verdict, end):
             self._give_up(standing.run_id, error, self._breaker(entry).count)
 
@@ -137,19 +138,24 @@ class Resolving:
     def _fell(self, key: str, entry: Entry, error: BaseException) -> None:
         self._watch.drop(key, entry)
         self.fail_all(entry, error)
-        self._fail_children(key, entry, error)
 
-    def _fail_children(self, root: str, failed: Entry, cause: BaseException) -> None:
+    def _fail_children(
+        self, failed: Entry, cause: BaseException, *, root: str, root_function: str
+    ) -> None:
         level = list(failed.children)
         while level:
             below: list[str] = []
+            there = self._cache.present(level)
             for key in level:
                 entry = self._watch.entries.get(key)
                 if entry is None:
                     continue
+                if key in there:
+                    self.finish(key, entry)
+                    continue
                 error = dependency_failure(
                     cause, key=key, function=entry.function, root=root,
-                    root_function=failed.function,
+                    root_function=root_function,
                 )  # fmt: skip
                 self.record(entry, Verdict(Outcome.DEPENDENCY, error.message), root=root)
                 # It may be waiting for ever: nothing but its parents' success would let it go.

@@ -20,6 +20,7 @@ anything else                      it stays as it is: the next attempt would end
 
 from __future__ import annotations
 
+import builtins
 import math
 import signal
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,14 @@ class RetryPolicy:
         return self.retries > 0
 
 
+def _bases(name: str) -> list[str]:
+    """Return the names of an exception's class and of its bases, as far as they can be known."""
+    kind = getattr(builtins, name.removeprefix("builtins."), None)
+    if not isinstance(kind, type):
+        return [name]
+    return [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How an attempt ended, as far as a repetition depends on it."""
@@ -114,7 +123,7 @@ class Ending:
             outcome = Outcome(end.get("outcome"))
         except ValueError:
             outcome = Outcome.DIED
-        types = end.get("exception_types") or [end.get("exception_type") or ""]
+        types = end.get("exception_types") or _bases(str(end.get("exception_type") or ""))
         killed_by, code = end.get("signal"), end.get("exit_code")
         by_itself = killed_by in _CRASHES if killed_by else bool(code)
         return cls(outcome, tuple(str(name) for name in types if name), by_itself)

@@ -1,0 +1,107 @@
+"""What exit code and stderr add to the verdict on a job that died."""
+
+from __future__ import annotations
+
+import pytest
+
+from dask_batch.diagnosis import diagnose
+from dask_batch.follow import Outcome
+from dask_batch.job import exit_codes
+
+OVER_MEMORY = (
+    "slurmstepd: error: Step 7.batch exceeded memory limit (310000 > 204800), being killed\n"
+    "slurmstepd: error: Exceeded job memory limit"
+)
+
+
+@pytest.mark.parametrize(
+    ("tail", "outcome"),
+    [
+        (OVER_MEMORY, Outcome.OUT_OF_MEMORY),
+        (
+            "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=3.batch. Some of your "
+            "processes may have been killed by the cgroup out-of-memory handler.",
+            Outcome.OUT_OF_MEMORY,
+        ),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=3.0", Outcome.OUT_OF_MEMORY),
+        ("srun: error: n1: task 0: Out Of Memory", Outcome.OUT_OF_MEMORY),
+        (
+            "slurmstepd: error: *** JOB 3 ON n1 CANCELLED AT 2026-11-22T10:00:00 DUE TO TIME "
+            "LIMIT ***",
+            Outcome.TIMEOUT,
+        ),
+        (
+            "slurmstepd: error: *** JOB 3 ON n1 CANCELLED AT 2026-11-22T10:00:00 DUE TO "
+            "PREEMPTION ***",
+            Outcome.PREEMPTED,
+        ),
+        (
+            "slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-11-22T10:00:00 DUE TO NODE "
+            "FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***",
+            Outcome.NODE_FAILURE,
+        ),
+    ],
+)
+@pytest.mark.parametrize("started", [False, True])
+def test_what_the_batch_systems_daemon_wrote_counts(
+    tail: str, outcome: Outcome, started: bool
+) -> None:
+    found = diagnose(f"some output\n{tail}\n", None, 9, started=started)
+    assert found is not None
+    assert found[0] is outcome
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "Out Of Memory: the model said so",
+        "my log: CANCELLED DUE TO TIME LIMIT",
+        "oom-kill? exceeded memory limit?",
+        "",
+    ],
+)
+def test_what_the_function_printed_is_no_evidence(tail: str) -> None:
+    assert diagnose(tail, 1, None) is None
+    assert diagnose(tail, None, 9) is None
+
+
+@pytest.mark.parametrize("code", sorted(exit_codes.ENVIRONMENT))
+def test_a_job_that_cannot_begin_says_so(code: int) -> None:
+    found = diagnose("dask-batch: /tmp/cache is not there on node n1", code, None)
+    assert found is not None
+    assert found[0] is Outcome.ENVIRONMENT
+    assert "/tmp/cache is not there on node n1" in found[1]
+    assert exit_codes.MEANINGS[code] in found[1]
+
+
+@pytest.mark.parametrize(
+    ("tail", "code", "named"),
+    [
+        ("/usr/bin/python3: No module named dask_batch", 1, "dask_batch"),
+        ("ModuleNotFoundError: No module named 'dask_batch.job'", 1, "dask_batch.job"),
+        ("Traceback ...\nModuleNotFoundError: No module named 'h5py'", 1, "h5py"),
+        (
+            "slurmstepd: error: couldn't chdir to `/home/no': No such file or directory: going "
+            "to /tmp instead",
+            1,
+            "/home/no",
+        ),
+        ("/var/spool/job1/slurm_script: line 5: /opt/python: No such file or directory", 127,
+         "/opt/python"),
+        ("slurm_script: line 3: pythn: command not found", 127, "pythn"),
+        ("", 126, "126"),
+    ],
+)  # fmt: skip
+def test_what_keeps_a_job_from_beginning_is_named(tail: str, code: int, named: str) -> None:
+    found = diagnose(tail, code, None)
+    assert found is not None
+    assert found[0] is Outcome.ENVIRONMENT
+    assert named in found[1]
+    # Of a job that has begun, these would be the function's own words.
+    assert diagnose(tail, code, None, started=True) is None
+
+
+def test_no_space_left_is_not_the_environments_fault() -> None:
+    found = diagnose("", exit_codes.NO_SPACE, None, started=True)
+    assert found is not None
+    assert found[0] is Outcome.UNSTORABLE
