@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from dask_batch.errors import ResourceError, TemplateError
@@ -17,6 +17,7 @@ __all__ = [
     "options_not_printed",
     "refuse_directives",
     "refuse_reserved",
+    "reserved_option",
     "thread_variables",
 ]
 
@@ -129,19 +130,67 @@ def options_not_printed(resources: Mapping[str, Any], printed: Collection[str]) 
 
 
 def refuse_reserved(resources: Mapping[str, Any]) -> None:
-    """Refuse options that are this package's own business.
+    """Refuse options that are this package's own business, however they are written.
 
     Raises
     ------
     ResourceError
-        One of them is among the user's further options.
+        One of them is among the user's further options; or a word is there that sbatch would take
+        for the script.
     """
-    for name in ("slurm_cmd_args", "job_extra_directives"):
-        for text in resources.get(name) or ():
-            option = text.split("=", 1)[0].split(maxsplit=1)[0] if text.strip() else ""
-            reason = _RESERVED.get(option)
-            if reason:
-                raise ResourceError(f"resource {name!r}: {option} cannot be given here: {reason}")
+    for directive in resources.get("job_extra_directives") or ():
+        _refuse_words("job_extra_directives", shlex.split(directive))
+    _refuse_words("slurm_cmd_args", resources.get("slurm_cmd_args") or ())
+
+
+def _refuse_words(name: str, words: Sequence[str]) -> None:
+    before = ""
+    for word in words:
+        option = reserved_option(word)
+        if option:
+            raise ResourceError(
+                f"resource {name!r}: {option} cannot be given here: {_RESERVED[option]}"
+            )
+        if word == "--" or not (word.startswith("-") or _takes_a_word(before)):
+            raise ResourceError(
+                f"resource {name!r}: sbatch would take {word!r} for the job script: write an "
+                "option and its value as one word, such as '--comment=text'"
+            )
+        before = word
+
+
+def reserved_option(word: str) -> str | None:
+    """Return the reserved option that a word gives to sbatch: abbreviated, glued or bundled."""
+    if word.startswith("--"):
+        given = word.partition("=")[0]
+        fits = (option for option in _RESERVED if option.startswith(given) and len(given) > 2)
+        return next(fits, None)
+    if word.startswith("-"):
+        for letter in word[1:]:
+            if f"-{letter}" in _RESERVED:
+                return f"-{letter}"
+            if letter not in _FLAG_LETTERS:  # the rest is its value
+                break
+    return None
+
+
+_FLAG_LETTERS = "hHkIOQRsvVX"
+_FLAGS = frozenset(
+    f"--{name}"
+    for name in (
+        "contiguous", "exclusive", "get-user-env", "hold", "ignore-pbs", "nice", "no-kill",
+        "no-requeue", "overcommit", "oversubscribe", "parsable", "propagate", "quiet", "reboot",
+        "requeue", "spread-job", "usage", "use-min-nodes", "verbose", "version",
+    )
+)  # fmt: skip
+"""Options without a value, or whose value is never a word of its own."""
+
+
+def _takes_a_word(option: str) -> bool:
+    """Whether the next word is an option's value."""
+    if option.startswith("--"):
+        return "=" not in option and option not in _FLAGS
+    return len(option) == 2 and option[0] == "-" and option[1] not in _FLAG_LETTERS
 
 
 def refuse_directives(script: str) -> None:
@@ -158,7 +207,7 @@ def refuse_directives(script: str) -> None:
         if not line.startswith("#SBATCH"):
             continue
         for word in line.split()[1:]:
-            option = word.split("=", 1)[0]
+            option = reserved_option(word)
             if option in ("--array", "-a", "--wait", "-W"):
                 raise TemplateError(
                     f"the submission template has {option} in line {number}: {_RESERVED[option]}"
