@@ -104,7 +104,11 @@ def write_definitions(
     ]
     head = {"run": run_id, "tasks": len(tasks), "common": [int(n) for n in shared]}
     shown = {"format": "dask-batch definitions", "format_version": 1, "run": run_id}
-    if not publish_no_clobber(path, lambda private: write_container(private, head, parts, shown)):
+
+    def write(private: Path) -> None:
+        write_container(private, head, parts, shown)
+
+    if not publish_no_clobber(path, write, size=parts[0].data.nbytes):
         raise CacheError(f"the run {run_id} has its definitions already: {path}")
     return path
 

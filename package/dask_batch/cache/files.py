@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from dask_batch.cache.opening import check_directory, open_owned, read_owned
 from dask_batch.cache.owner import Owner
-from dask_batch.cache.refusals import NO_LINKS, explain
+from dask_batch.cache.refusals import FULL, NO_LINKS, explain
 from dask_batch.cache.renaming import rename_no_replace
 from dask_batch.errors import CacheError
 
@@ -46,7 +46,13 @@ _T = TypeVar("_T")
 # ---- publishing ------------------------------------------------------------------------------
 
 
-def publish_no_clobber(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> bool:
+def publish_no_clobber(
+    path: Path,
+    write: Callable[[Path], None],
+    *,
+    durable: bool = True,
+    size: int | None = None,
+) -> bool:
     """Let a file appear under its name, whole, unless there is one already.
 
     Parameters
@@ -58,6 +64,8 @@ def publish_no_clobber(path: Path, write: Callable[[Path], None], *, durable: bo
     durable
         Whether it must be on the disk before it appears: False only for what may be lost with
         the machine.
+    size
+        How many bytes it will have, or nearly so: told if they do not fit.
 
     Returns
     -------
@@ -80,11 +88,16 @@ def publish_no_clobber(path: Path, write: Callable[[Path], None], *, durable: bo
         if durable and published:
             fsync_directory(path.parent)
     except OSError as error:
-        explain(error, path)
+        _discard(private)  # before it is told how much is free
+        explain(error, path, size=size)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(private)
+        _discard(private)
     return published
+
+
+def _discard(private: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(private)
 
 
 def publish_bytes(path: Path, data: bytes, *, durable: bool = True) -> bool:
@@ -94,12 +107,10 @@ def publish_bytes(path: Path, data: bytes, *, durable: bool = True) -> bool:
         fd = os.open(private, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             write_all(fd, data)
-        except OSError as error:
-            explain(error, path, size=len(data))
         finally:
             os.close(fd)
 
-    return publish_no_clobber(path, write, durable=durable)
+    return publish_no_clobber(path, write, durable=durable, size=len(data))
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
@@ -223,7 +234,7 @@ def make_directory(path: Path) -> None:
     except CacheError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             explain(error, path)
         explained = CacheError(f"the directory {path} cannot be made: {error.strerror or error}")
         explained.errno = error.errno

@@ -9,10 +9,10 @@ from typing import NoReturn
 
 from dask_batch.errors import CacheError, FullError
 
-__all__ = ["NO_LINKS", "explain", "free_bytes"]
+__all__ = ["FULL", "NO_LINKS", "explain", "free_bytes"]
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: OSError, path: Path, *, size: int | None = None) -> NoReturn:
@@ -36,7 +36,7 @@ def explain(error: OSError, path: Path, *, size: int | None = None) -> NoReturn:
     """
     if isinstance(error, CacheError):
         raise error
-    if error.errno in _FULL:
+    if error.errno in FULL:
         explained: CacheError = FullError(_full(error, path, size))
     elif error.errno in NO_LINKS and error.filename2 is not None:
         explained = CacheError(

@@ -144,7 +144,8 @@ class Cache:
         def write(private: Path) -> None:
             write_container(private, content, serialised.parts, shown)
 
-        return publish_no_clobber(path, write)
+        size = sum(part.data.nbytes for part in serialised.parts)
+        return publish_no_clobber(path, write, size=size)
 
     def load(self, key: str, *, mode: Literal["copy", "map"] = "copy") -> Any:
         """Return the value of a key, verified.
