@@ -2,11 +2,13 @@
 
 Dask is not imported for it: where it is loaded already the name is entered at once, else as soon
 as something loads it. A job that never uses Dask never pays for it.
+
+This is the first thing that a job imports: ``importlib.abc`` would bring much of the standard
+library along, before the job can keep stray files off its path.
 """
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -44,7 +46,7 @@ def _get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
     return cluster_get(dsk, keys, **kwargs)
 
 
-class _Watcher(importlib.abc.MetaPathFinder):
+class _Watcher:
     """Waits for the import of Dask's schedulers, and then gets out of the way."""
 
     def find_spec(
@@ -55,11 +57,12 @@ class _Watcher(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            loader: Any = _Loader(spec.loader)
+            spec.loader = loader
         return spec
 
 
-class _Loader(importlib.abc.Loader):
+class _Loader:
     """Loads a module as its own loader does, then enters our name."""
 
     def __init__(self, loader: Any) -> None:

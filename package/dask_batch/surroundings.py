@@ -31,6 +31,8 @@ class Surroundings:
         results of one may meet those of another, whatever their own seeds are.
         """
         environment = {**environment, "PYTHONHASHSEED": "0"}
+        if "PYTHONPATH" in environment:
+            environment["PYTHONPATH"] = _without_here(environment["PYTHONPATH"])
         return cls(
             Path.cwd(),
             _umask(),
@@ -45,6 +47,15 @@ class Surroundings:
             "umask": self.umask,
             "module_path": list(self.module_path),
         }
+
+
+def _without_here(path: str) -> str:
+    """Return PYTHONPATH without what means the working directory, wherever that is.
+
+    It would stand before the libraries; as a part of the module path it stands behind them.
+    """
+    entries = (entry for entry in path.split(os.pathsep) if entry not in ("", os.curdir))
+    return os.pathsep.join(os.path.abspath(entry) for entry in entries)
 
 
 def _is_folder(entry: Any) -> bool:

@@ -63,7 +63,20 @@ def missing_library(libraries: Mapping[str, str], here: Mapping[str, str | None]
     """Name a library that the task's key contains and that is not here."""
     for name, hashed in libraries.items():
         if here[name] is None:
-            return f"{name} {hashed} is not installed for {where()}; {REMEDY}"
+            return _why_missing(name) or f"{name} {hashed} is not installed for {where()}; {REMEDY}"
+    return ""
+
+
+def _why_missing(name: str) -> str:
+    """Say why a library without a distribution cannot be imported; empty if it is not there."""
+    from importlib import import_module
+
+    module = name.replace("-", "_")
+    try:
+        import_module(module)
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module
+        return "" if absent else missing_module(error)
     return ""
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
 import os
 import signal
 import sys
@@ -20,13 +19,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, NoReturn
 
+from dask_batch.job.descriptors import spare
 from dask_batch.job.exit_codes import FAILED
 
 __all__ = ["Contained", "dump_crashes"]
 
 _STREAMS = range(3)
-_SPARE_FROM = 64
-"""Where copies of the standard streams are kept: out of the way of what a function closes."""
 
 
 def dump_crashes() -> None:
@@ -36,7 +34,7 @@ def dump_crashes() -> None:
     become number 2.
     """
     if not faulthandler.is_enabled():
-        log = _spare(2)
+        log = spare(2)
         if log is not None:
             faulthandler.enable(log, all_threads=True)
 
@@ -57,7 +55,7 @@ class Contained:
         self._warnings = warnings.catch_warnings()
 
     def __enter__(self) -> None:
-        self._spares = [_spare(stream) for stream in _STREAMS]
+        self._spares = [spare(stream) for stream in _STREAMS]
         self._objects = (sys.stdin, sys.stdout, sys.stderr)
         self._recursion_limit = sys.getrecursionlimit()
         self._trace = sys.gettrace()
@@ -100,8 +98,8 @@ class Contained:
 
     def _restore_streams(self) -> None:
         _flush(sys.stdout, sys.stderr)
-        for stream, spare in zip(_STREAMS, self._spares, strict=True):
-            _put_back(stream, spare)
+        for stream, copy in zip(_STREAMS, self._spares, strict=True):
+            _put_back(stream, copy)
         sys.stdin, sys.stdout, sys.stderr = self._objects
         for name, number in (("stdout", 1), ("stderr", 2)):
             if getattr(sys, name) is None or getattr(sys, name).closed:
@@ -109,21 +107,13 @@ class Contained:
         _flush(sys.stdout, sys.stderr)
 
 
-def _spare(stream: int) -> int | None:
-    """Return a copy of a descriptor; None if it is closed, or there is no number left for it."""
-    for lowest in (_SPARE_FROM, 3):
-        with contextlib.suppress(OSError, ValueError):
-            return fcntl.fcntl(stream, fcntl.F_DUPFD_CLOEXEC, lowest)
-    return None
-
-
-def _put_back(stream: int, spare: int | None) -> None:
+def _put_back(stream: int, copy: int | None) -> None:
     """Let a standard stream be again what it was; something harmless, where that is lost."""
     try:
-        if spare is None:
+        if copy is None:
             raise OSError
-        os.dup2(spare, stream)
-        os.close(spare)
+        os.dup2(copy, stream)
+        os.close(copy)
     except OSError:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         if null != stream:

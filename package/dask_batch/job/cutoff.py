@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
+from dask_batch.job.descriptors import kept
 from dask_batch.job.endings import clipped
 
 __all__ = ["Cutoff"]
@@ -65,7 +66,7 @@ class Cutoff:
         self._main = threading.main_thread().ident
         self._handled: list[signal.Signals] = []
         self._thread: threading.Thread | None = None
-        self._heard, self._told = os.pipe()
+        self._heard, self._told = (kept(end) for end in os.pipe())
         os.set_blocking(self._heard, False)
         os.set_blocking(self._told, False)
 
@@ -102,8 +103,9 @@ class Cutoff:
                 signal.signal(number, signal.SIG_DFL)
         if (present := signal.set_wakeup_fd(-1)) not in (-1, self._told):
             signal.set_wakeup_fd(present)
-        os.close(self._told)
-        os.close(self._heard)
+        for end in (self._told, self._heard):
+            with contextlib.suppress(OSError):  # the function has closed it
+                os.close(end)
 
     def _listen(self) -> None:
         self._thread = threading.Thread(target=self._watch, name="cutoff", daemon=True)
@@ -139,9 +141,12 @@ class Cutoff:
             wait_s = min(max(self._warn_at - time.time(), 0.0), wait_s)
         if not poll.poll(wait_s * 1000):
             return b""
-        with contextlib.suppress(BlockingIOError):
+        try:
             return os.read(self._heard, 1)
-        return b""
+        except BlockingIOError:
+            return b""
+        except OSError:  # the function has closed it: nothing will be heard any more
+            return bytes([_STOP])
 
     def _note(self, warned_by: str) -> None:
         """Have it written down where the main thread is, once."""

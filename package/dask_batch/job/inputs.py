@@ -61,8 +61,8 @@ class Inputs:
         key = min(missing)
         return EndedError(
             "dependency",
-            f"the input {key[:12]} is not in the cache, {self._grace_s:g} s after this job started; "
-            "where the file system shows new files later than that, raise input_grace_s",
+            f"the input {key[:12]} is not in the cache, {self._grace_s:g} s after this job "
+            "started; where the file system shows new files later than that, raise input_grace_s",
             root=key,
             missing=sorted(missing),
         )

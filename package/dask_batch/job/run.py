@@ -39,7 +39,7 @@ from dask_batch.job.inputs import Inputs
 from dask_batch.job.opening import RefusedError, open_task
 from dask_batch.job.recording import record_end
 from dask_batch.job.say import say
-from dask_batch.job.surroundings import enter, job_id
+from dask_batch.job.surroundings import enter, extend_path, job_id
 from dask_batch.job.time_limit import limit_of
 from dask_batch.job.turn import Turn
 
@@ -81,6 +81,7 @@ class Attempt:
         self.key: str = definition.header["key"]
         self.generation: int = definition.header["generation"]
         """Until the claims have told which it is by now."""
+        self.surroundings = self.common["surroundings"][self.header["surroundings"]]
         self.job_id = job_id()
         self.started = time.time()
         self.inputs = Inputs(
@@ -156,6 +157,7 @@ class Attempt:
         other = checks.interpreter_changes(self.common)
         if other:
             raise EndedError("environment", other, exit_code=BAD_PYTHON)
+        extend_path(self.surroundings)
         libraries = self.header["libraries"]
         self.versions = checks.library_versions(libraries)
         missing = checks.missing_library(libraries, self.versions)
@@ -172,14 +174,13 @@ class Attempt:
             raise EndedError("changed", changed)
 
     def _enter(self) -> None:
-        surroundings = self.common["surroundings"][self.header["surroundings"]]
         try:
-            enter(surroundings, cpus=self.header["cpus"])
+            enter(self.surroundings, cpus=self.header["cpus"])
         except OSError as error:
             raise EndedError(
                 "environment",
-                f"the working directory {surroundings['working_directory']} cannot be entered on "
-                f"{socket.gethostname()}: {error.strerror}; resource_dict={{'cwd': ...}} names "
+                f"the working directory {self.surroundings['working_directory']} cannot be entered "
+                f"on {socket.gethostname()}: {error.strerror}; resource_dict={{'cwd': ...}} names "
                 "another one, on a file system that the nodes share",
                 exit_code=NO_DIRECTORY,
             ) from error

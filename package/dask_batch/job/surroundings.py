@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["CHECKPOINT_VARIABLE", "JOB_VARIABLE", "enter", "inside_job", "job_id"]
+__all__ = ["CHECKPOINT_VARIABLE", "JOB_VARIABLE", "enter", "extend_path", "inside_job", "job_id"]
 
 JOB_VARIABLE = "DASK_BATCH_JOB_ID"
 """Set in every job and in what it starts: whoever sees it is not a client by accident."""
@@ -32,7 +32,7 @@ def job_id() -> str:
 
 
 def enter(surroundings: Mapping[str, Any], *, cpus: int) -> None:
-    """Take over the client's working directory, umask and module path; tame Dask.
+    """Take over the client's working directory and umask; tame Dask.
 
     The cache's own files do not follow the umask: they are made owner-only, whatever it is.
 
@@ -44,10 +44,13 @@ def enter(surroundings: Mapping[str, Any], *, cpus: int) -> None:
     os.environ[JOB_VARIABLE] = job_id() or "unknown"
     os.umask(int(surroundings["umask"]))
     os.chdir(surroundings["working_directory"])
-    # Behind the job's own entries: the client's path must not replace what this interpreter has.
+    _quiet_dask(cpus)
+
+
+def extend_path(surroundings: Mapping[str, Any]) -> None:
+    """Find modules also where the client does: after all that this interpreter has itself."""
     present = set(sys.path)
     sys.path.extend(entry for entry in surroundings["module_path"] if entry not in present)
-    _quiet_dask(cpus)
 
 
 def _quiet_dask(cpus: int) -> None:
