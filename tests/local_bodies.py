@@ -75,6 +75,20 @@ def body_steward(folder: Path, index: int) -> int:
     return 0
 
 
+def body_count_slowly(folder: Path, index: int) -> int:
+    """Take a while before and after the run counts, so that a kill can fall into either."""
+    time.sleep(random.random() * 0.03)
+    body_count(folder, index)
+    time.sleep(random.random() * 0.03)
+    return 0
+
+
+def body_memory_upon_file(folder: Path, index: int) -> int:
+    """Take memory only when the test lets go."""
+    body_until_file(folder, index)
+    return body_memory(folder, index)
+
+
 def body_exit_three(folder: Path, index: int) -> int:
     return 3
 

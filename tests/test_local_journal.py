@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 from pathlib import Path
 
 from dask_batch.backends.base import JobState
@@ -27,10 +29,12 @@ def written(path: Path, queue: QueueId = BEFORE) -> Journal:
     book = Journal(path, queue)
     for number in range(3):
         book.started(number, f"job{number}", PARENT)
+    book.write()
     for number in range(2):
-        book.running(number, PROCESS)
+        journal.append_process(path, identifier(number, queue), PROCESS)
     book.ended(0, "job0", Outcome(JobState.TIMEOUT, signal=15, reason="too long"))
     book.write()
+    book.read_new()
     return book
 
 
@@ -42,10 +46,10 @@ def states(former: FormerJobs, *alive: ProcessIdentity) -> list[JobState | None]
 def test_what_became_of_jobs(tmp_path: Path) -> None:
     written(tmp_path / "journal")
     former = Journal(tmp_path / "journal", HERE).former
-    gone, runs = JobState.NODE_FAILURE, JobState.RUNNING
-    assert states(former, PARENT, PROCESS) == [JobState.TIMEOUT, runs, runs, gone]
-    assert states(former, PROCESS) == [JobState.TIMEOUT, runs, gone, gone]
-    assert states(former) == [JobState.TIMEOUT, gone, gone, gone]
+    lost, runs = JobState.LOST, JobState.RUNNING
+    assert states(former, PARENT, PROCESS) == [JobState.TIMEOUT, runs, runs, lost]
+    assert states(former, PROCESS) == [JobState.TIMEOUT, runs, lost, lost]
+    assert states(former) == [JobState.TIMEOUT, JobState.FAILED, lost, lost]
     how = former.now(identifier(0), HERE)
     assert how == Outcome(JobState.TIMEOUT, signal=15, reason="too long")
     assert former.find(["job1", "nobody"]) == {"job1": identifier(1)}
@@ -55,7 +59,7 @@ def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
     written(tmp_path / "journal")
     former = Journal(tmp_path / "journal", HERE).former
     reused = ProcessIdentity(PROCESS.pid, "999")
-    assert states(former, reused)[1] is JobState.NODE_FAILURE
+    assert states(former, reused)[1] is JobState.FAILED
     own = ProcessIdentity.of(os.getpid())
     assert own is not None
     assert own.alive()
@@ -75,7 +79,7 @@ def test_certain_only_of_what_is_certain() -> None:
     former = FormerJobs()
     rebooted = former.now(identifier(1, QueueId("host", "boot0", "any")), HERE)
     assert rebooted is not None
-    assert rebooted.state is JobState.NODE_FAILURE
+    assert rebooted.state is JobState.LOST
     unsure = [
         identifier(1),  # a queue of this boot that left no journal here
         identifier(1, HERE),
@@ -92,14 +96,25 @@ def test_worker_parents_write_on_when_the_queue_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     written(path)
     later = Journal(path, HERE)
-    journal.append_pids(path, {identifier(2): PROCESS})
-    journal.append_exits(path, {identifier(1): 0, identifier(0): 9})
+    journal.append_process(path, identifier(2), PROCESS)
+    exits = [(identifier(1), 0, PROCESS), (identifier(0), 9, PROCESS), (identifier(2), 0, PARENT)]
+    journal.append_exits(path, exits)
     later.read_new()
     assert states(later.former, PROCESS)[:3] == [
         JobState.TIMEOUT,  # the queue's own word counts
         JobState.COMPLETED,
-        JobState.RUNNING,
+        JobState.RUNNING,  # the exit is that of an earlier run, in another process
     ]
+
+
+def test_a_parent_that_has_said_that_it_starts_no_more_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written(path)
+    later = Journal(path, HERE)
+    assert states(later.former, PARENT)[2] is JobState.RUNNING
+    journal.append_orphaned(path, PARENT)
+    later.read_new()
+    assert states(later.former, PARENT)[2] is JobState.LOST
 
 
 def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
@@ -132,17 +147,22 @@ def test_a_long_journal_is_shortened_and_says_the_same(tmp_path: Path) -> None:
     assert how == Outcome(JobState.COMPLETED, exit_code=0)
 
 
-def test_a_journal_is_not_replaced_while_somebody_may_append(tmp_path: Path) -> None:
+def test_who_appends_while_the_journal_is_replaced_writes_into_the_new_one(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "journal"
-    own = ProcessIdentity.of(os.getpid())
-    assert own is not None
-    book = Journal(path, BEFORE)
-    book.started(0, "runs", own)
-    book.write()
-    later = Journal(path, HERE)
-    inode = path.stat().st_ino
-    later.compact_if_large(limit_bytes=1)
-    assert path.stat().st_ino == inode
+    book = written(path)
+    descriptor = os.open(path, os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    late = threading.Thread(target=journal.append_process, args=(path, identifier(2), PROCESS))
+    late.start()
+    fresh = path.with_suffix(".fresh")
+    fresh.write_bytes(path.read_bytes())
+    fresh.rename(path)
+    os.close(descriptor)
+    late.join()
+    assert states(Journal(path, HERE).former, PROCESS)[2] is JobState.RUNNING
+    del book
 
 
 def test_of_a_queue_whose_jobs_were_dropped_nothing_is_certain(tmp_path: Path) -> None:
@@ -151,7 +171,7 @@ def test_of_a_queue_whose_jobs_were_dropped_nothing_is_certain(tmp_path: Path) -
     shorter = FormerJobs()
     shorter.read(
         str(line).replace("'", '"').replace("None", "null").encode()
-        for line in former.entries(keep=2)
+        for line in former.entries(keep=0)
     )
     assert shorter.now(identifier(0), HERE) is None
     assert states(shorter, PROCESS)[1] is JobState.RUNNING

@@ -176,10 +176,12 @@ def test_a_later_queue_knows_how_jobs_of_an_earlier_one_ended(given: Bench) -> N
     assert given.backend.find(["good", "bad", "nobody"]) == {n: ids[n] for n in ("good", "bad")}
 
 
-def test_a_killed_queue_leaves_running_jobs_running_and_says_so(given: Bench) -> None:
+def test_a_queue_that_was_killed_goes_on_with_what_it_had(given: Bench) -> None:
     good, bad = given.job("until_file"), given.job("until_file_then_fail")
-    never = given.job("count", parents=[good.name])
-    ids = given.submit(good, bad, never)
+    child, never = given.job("count", parents=[good.name]), given.job("count", parents=[bad.name])
+    ids = given.submit(good, bad, child, never)
+    held = given.job("count")
+    ids |= given.submit(held, release=False)
     pids = [given.finding(good), given.finding(bad)]
     queue = queue_pid()
     assert queue is not None
@@ -187,14 +189,18 @@ def test_a_killed_queue_leaves_running_jobs_running_and_says_so(given: Bench) ->
     given.backend.wait(600)
     states = given.backend.status(ids.values())
     assert [states[ids[job.name]].state for job in (good, bad)] == [JobState.RUNNING] * 2
-    assert states[ids[never.name]].state is JobState.NODE_FAILURE
-    assert given.backend.find([good.name, never.name]) == {good.name: ids[good.name]}
+    assert [states[ids[job.name]].state for job in (child, never)] == [JobState.WAITING] * 2
+    assert states[ids[held.name]].state is JobState.HELD
+    assert given.backend.find(ids) == ids
     assert all(map(alive, pids))
+    given.backend.release([ids[held.name]])
+    given.submit(given.job("nothing"))
     (given.folder / "go").touch()
-    ended = eventually(lambda: _all_ended(given, [ids[good.name], ids[bad.name]]))
-    assert ended[ids[good.name]].state is JobState.COMPLETED
-    assert (ended[ids[bad.name]].state, ended[ids[bad.name]].exit_code) == (JobState.FAILED, 7)
-    assert given.runs() == []
+    ended = given.end(ids)
+    assert ended[good.name].state is JobState.COMPLETED
+    assert (ended[bad.name].state, ended[bad.name].exit_code) == (JobState.FAILED, 7)
+    assert ended[never.name].state is JobState.DEPENDENCY_FAILED
+    assert sorted(given.runs()) == [child.index, held.index]
 
 
 def _all_ended(given: Bench, job_ids: list[str]) -> object:
@@ -210,7 +216,8 @@ def test_jobs_of_a_killed_queue_can_be_cancelled(given: Bench) -> None:
     eventually(lambda: given.backend.status([job_id])[job_id].state is JobState.RUNNING)
     given.backend.cancel([job_id])
     eventually(lambda: not alive(pid))
-    eventually(lambda: _all_ended(given, [job_id]))
+    ended = eventually(lambda: _all_ended(given, [job_id]))
+    assert ended[job_id].state is JobState.CANCELLED
 
 
 def test_a_killed_worker_parent_ends_its_jobs_with_a_verdict(given: Bench) -> None:

@@ -6,6 +6,7 @@ of it returns.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -16,6 +17,8 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
+
+from dask_batch.backends.local.processes import ProcessIdentity
 
 __all__ = ["DEFAULT_ENTRY", "Order", "become_job"]
 
@@ -49,7 +52,12 @@ class Order:
         return cls(**wire | {"argv": tuple(wire["argv"])})
 
 
-def become_job(order: Order, entry: str, close_inherited: Callable[[], None]) -> NoReturn:
+def become_job(
+    order: Order,
+    entry: str,
+    close_inherited: Callable[[], None],
+    note: Callable[[ProcessIdentity], None],
+) -> NoReturn:
     """Turn this freshly forked process into a job and run it.
 
     Parameters
@@ -60,6 +68,8 @@ def become_job(order: Order, entry: str, close_inherited: Callable[[], None]) ->
         ``module:function``, called with the definition and the index; returns the exit code.
     close_inherited
         Closes what the parent had open for itself.
+    note
+        Puts on record which process the job is.
 
     Notes
     -----
@@ -70,6 +80,7 @@ def become_job(order: Order, entry: str, close_inherited: Callable[[], None]) ->
         os.setsid()
         close_inherited()
         _reset_signals(warm=not order.argv)
+        _note_identity(note)
         _take_surroundings(order)
         code = _run_program(order) if order.argv else _call(entry, order)
     except BaseException:
@@ -77,6 +88,15 @@ def become_job(order: Order, entry: str, close_inherited: Callable[[], None]) ->
     finally:
         _flush()
         os._exit(code)
+
+
+def _note_identity(note: Callable[[ProcessIdentity], None]) -> None:
+    """Put on record which process this is, before anything of the job can have an effect.
+
+    Then a later queue knows of a job without such a record that it never began.
+    """
+    with contextlib.suppress(OSError):  # a full disk: the worker parent tells the queue
+        note(ProcessIdentity.of_child(os.getpid()))
 
 
 def _reset_signals(*, warm: bool) -> None:

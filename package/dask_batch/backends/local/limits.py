@@ -67,15 +67,12 @@ class Limits:
         self._runs, self._signals = runs, signals
         self._memory_poll_at = 0.0
 
-    def stop(self, job_id: str, verdict: Outcome, now: float) -> bool:
-        """End a running job: first kindly, then not; False if that is under way."""
-        run = self._runs.get(job_id)
-        if run is None or run.verdict is not None:
-            return False
+    def stop(self, job_id: str, verdict: Outcome, now: float) -> None:
+        """End a running job: first kindly, then not."""
+        run = self._runs[job_id]
         run.verdict, run.kill_at = verdict, now + GRACE_S
         run.deadline = run.warn_at = None
         self._signals.signal(job_id, signal.SIGTERM)
-        return True
 
     def keep(self, now: float) -> Iterator[tuple[str, Outcome]]:
         """Do what is due; yield the jobs to stop, and why."""

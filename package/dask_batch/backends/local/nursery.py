@@ -11,7 +11,9 @@ it can no longer tell.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -20,10 +22,10 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dask_batch.backends.local import journal, launch, processes
 from dask_batch.backends.local.processes import ProcessIdentity
@@ -32,6 +34,8 @@ from dask_batch.backends.local.protocol import PROTOCOL_VERSION, Channel, Messag
 __all__ = ["Nursery", "main"]
 
 _PR_SET_CHILD_SUBREAPER = 36
+
+_REMEMBER_EXITS = 10_000
 
 _WARM_MODULES = ("numpy", "h5py", "cloudpickle", "xxhash")
 
@@ -49,7 +53,7 @@ class Nursery:
     journal_path
         Where to write if the queue is gone.
     jobs
-        Job ids by pid.
+        Job ids and processes by pid.
     installation
         When something was last installed, by folder; empty: what was imported does not matter.
     """
@@ -57,10 +61,16 @@ class Nursery:
     channel: Channel
     entry: str
     journal_path: Path
-    jobs: dict[int, str] = field(default_factory=dict)
+    jobs: dict[int, tuple[str, ProcessIdentity]] = field(default_factory=dict)
     installation: dict[str, int] = field(default_factory=dict)
     pid: int = field(default_factory=os.getpid)
     orphaned: bool = False
+    dismissed: bool = False
+    """The queue has said that it needs this process no more."""
+    _told: deque[tuple[str, int, ProcessIdentity]] = field(
+        default_factory=lambda: deque(maxlen=_REMEMBER_EXITS)
+    )
+    """Ends that were told last: the queue may have been killed before it heard of them."""
     _wake: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
@@ -72,6 +82,7 @@ class Nursery:
         signal.set_wakeup_fd(self._wake[1].fileno(), warn_on_full_buffer=False)
         self._selector.register(self._wake[0], selectors.EVENT_READ)
         self._selector.register(self.channel, selectors.EVENT_READ)
+        self._tell({"type": "ready"})
         while not self.orphaned or self.jobs:
             for key, _ in self._selector.select():
                 if key.fileobj is self.channel:
@@ -84,8 +95,12 @@ class Nursery:
         """Do what the queue asks for; notice that it is gone."""
         try:
             for message in self.channel.receive():
+                if self.orphaned:  # what it has not started by now, it never will
+                    return
                 if message["type"] == "start":
                     self._start(message)
+                elif message["type"] == "dismiss":
+                    self.dismissed = True
                 elif message["type"] == "signal":
                     self._signal(message["job"], message["signal"], main=message["main"])
         except EOFError:
@@ -106,10 +121,17 @@ class Nursery:
             return
         self.orphaned = True
         self._selector.unregister(self.channel)
-        known = {i: p for pid, i in self.jobs.items() if (p := ProcessIdentity.of(pid))}
-        self._append(lambda: journal.append_pids(self.journal_path, known))
+        if not self.dismissed:
+            self._append(self._report)
 
-    def _append(self, write: Any) -> None:
+    def _report(self) -> None:
+        """Say what the queue may not have heard and put on record: then that no more start."""
+        for job_id, process in self.jobs.values():
+            journal.append_process(self.journal_path, job_id, process)
+        journal.append_exits(self.journal_path, self._told)
+        journal.append_orphaned(self.journal_path, ProcessIdentity.of_child(self.pid))
+
+    def _append(self, write: Callable[[], None]) -> None:
         """Write into the journal; without it the jobs still end as they would."""
         try:
             write()
@@ -119,6 +141,7 @@ class Nursery:
     def _start(self, message: Message) -> None:
         """Fork one job."""
         job_id: str = message["job"]
+        note = functools.partial(journal.append_process, self.journal_path, job_id)
         if _installation(self.installation) != self.installation:
             self._tell({"type": "declined", "job": job_id})
             return
@@ -133,11 +156,10 @@ class Nursery:
             if os.getpid() == self.pid:
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if pid == 0:
-            launch.become_job(order, self.entry, self._close)
-        self.jobs[pid] = job_id
-        process = ProcessIdentity.of(pid)
-        started = process.started if process is not None else ""
-        self._tell({"type": "started", "job": job_id, "pid": pid, "started": started})
+            launch.become_job(order, self.entry, self._close, note)
+        process = ProcessIdentity.of_child(pid)
+        self.jobs[pid] = job_id, process
+        self._tell({"type": "started", "job": job_id, "pid": pid, "started": process.started})
 
     def _close(self) -> None:
         """Close what a job must not inherit."""
@@ -151,7 +173,7 @@ class Nursery:
 
         A pid that was reaped is nobody's; those of living and of unreaped jobs are theirs.
         """
-        for pid, known in self.jobs.items():
+        for pid, (known, _) in self.jobs.items():
             if known == job_id and main:
                 os.kill(pid, number)
             elif known == job_id:
@@ -159,8 +181,7 @@ class Nursery:
 
     def _reap(self) -> None:
         """Wait for what has ended, clean up behind it, and tell."""
-        ended: dict[str, int] = {}
-        sessions = []
+        ended: list[tuple[str, int, ProcessIdentity]] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -169,15 +190,16 @@ class Nursery:
             if pid == 0:
                 break
             if pid in self.jobs:
-                ended[self.jobs.pop(pid)] = status
-                sessions.append(pid)
+                job_id, process = self.jobs.pop(pid)
+                ended.append((job_id, status, process))
         if not ended:
             return
-        self._kill_leftovers(sessions)
-        for job_id, status in ended.items():
-            self._tell({"type": "ended", "job": job_id, "status": status})
+        self._kill_leftovers([process.pid for _, _, process in ended])
         if self.orphaned:
             self._append(lambda: journal.append_exits(self.journal_path, ended))
+        self._told.extend(ended)
+        for job_id, status, _ in ended:
+            self._tell({"type": "ended", "job": job_id, "status": status})
 
     def _kill_leftovers(self, sessions: list[int]) -> None:
         """Kill what ended jobs have left in their sessions.
@@ -257,14 +279,14 @@ def main(argv: list[str]) -> int:
     else:
         trouble = _warm_up(options["preload"], options["entry"]) if options["warm"] else ""
     if trouble:
-        channel.send_whole({"type": "unfit", "reason": trouble})
+        with contextlib.suppress(OSError):  # nobody is left to hear it
+            channel.send_whole({"type": "unfit", "reason": trouble})
         return 0
     _become_subreaper()
     gc.collect()
     gc.freeze()  # what is never freed is never written to, and stays shared with the jobs
     os.chdir("/")
     os.umask(0o077)
-    channel.send_whole({"type": "ready"})
     Nursery(channel, options["entry"], Path(options["journal"]), installation=installation).run()
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _LINUX = sys.platform == "linux"
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _KILL_ROUNDS = 20
 """A process may fork while its session is being killed; each round finds what the last missed."""
@@ -49,6 +51,23 @@ class ProcessIdentity:
             return cls(pid, repr(psutil.Process(pid).create_time()))
         except psutil.Error:
             return None
+
+    @classmethod
+    def of_child(cls, pid: int) -> ProcessIdentity:
+        """Return the identity of a child that has not been waited for, living or dead."""
+        if _LINUX:
+            stat = _read_stat(pid)
+            return cls(pid, "" if stat is None else stat.started)
+        return cls.of(pid) or cls(pid, "")
+
+    def age_s(self) -> float:
+        """Return for how long the process has been running, or would have been."""
+        try:
+            if _LINUX:
+                return time.clock_gettime(time.CLOCK_BOOTTIME) - int(self.started) / _TICKS_PER_S
+            return time.time() - float(self.started)
+        except ValueError:  # its start is not known
+            return 0.0
 
     def alive(self) -> bool:
         """Whether this very process still runs."""

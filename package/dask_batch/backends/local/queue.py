@@ -167,9 +167,13 @@ class WorkQueue:
         """
         job = self._jobs[number]
         if job.state.ended:
-            self._check_demand(entry)
-            self._check_name(entry, number)
+            self.check_rerun(number, entry)
             self._revive(job, entry, cap)
+
+    def check_rerun(self, number: int, entry: Entry) -> None:
+        """Refuse to run a job once more that asks for too much, or whose name is in use."""
+        self._check_demand(entry)
+        self._check_name(entry, number)
 
     def repoint(self, number: int, parents: Iterable[int]) -> None:
         """Have a queued job wait for these jobs, as far as they are known and not completed."""

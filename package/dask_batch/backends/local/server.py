@@ -20,6 +20,7 @@ import sys
 import time
 from typing import Any
 
+from dask_batch.backends.local.entries import Entries
 from dask_batch.backends.local.housing import Housing, TakenError
 from dask_batch.backends.local.identity import QueueId
 from dask_batch.backends.local.journal import Journal
@@ -27,6 +28,7 @@ from dask_batch.backends.local.launch import DEFAULT_ENTRY
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.protocol import Channel, ProtocolError
 from dask_batch.backends.local.queue import WorkQueue
+from dask_batch.backends.local.recovery import restore
 from dask_batch.backends.local.runtime import Runtime, peer_uid
 from dask_batch.backends.local.service import Client, Service
 from dask_batch.backends.local.supervisor import Supervisor
@@ -55,8 +57,8 @@ class Server:
         self._housing, self._idle_s = housing, idle_s
         self._selector = selectors.DefaultSelector()
         self._clients: dict[Channel, Client] = {}
-        here, machine = QueueId.new(), Machine.here()
-        self._journal = Journal(housing.runtime.path("journal"), here)
+        self._journal = Journal(housing.runtime.path("journal"), QueueId.new())
+        here, machine = self._journal.queue, Machine.here()
         self._queue = WorkQueue(cpus=machine.cpus, memory_bytes=machine.memory_bytes)
         self._workers = Workers(
             entry=entry,
@@ -72,6 +74,8 @@ class Server:
             here=here,
             machine=machine,
         )
+        restore(self._journal.former, self._queue, Entries(here))
+        self._supervisor.adopt(time.monotonic())
         self._register(housing.listener, "listener")
         self._idle_since: float | None = None
         self._visited = False
@@ -159,10 +163,7 @@ class Server:
     def _spread_news(self) -> None:
         """Tell clients, and the journal, what has changed."""
         changed, self._queue.changed = self._queue.changed, set()
-        for number in changed:
-            job = self._queue.get(number)
-            if job is not None and job.outcome is not None:
-                self._journal.ended(number, job.name, job.outcome)
+        self._service.record_ends()
         self._journal.write()
         for client in list(self._clients.values()):
             client.news |= changed & client.watched

@@ -28,19 +28,19 @@ is the state at that moment, so a client that does not read for a while misses n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask_batch.backends.base import JobState
-from dask_batch.backends.local import processes
+from dask_batch.backends.local.entries import Entries
 from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.protocol import PROTOCOL_VERSION, Channel, Message, ProtocolError
 from dask_batch.backends.local.queue import WorkQueue
-from dask_batch.backends.local.records import Entry, Outcome, QueuedJob, RefusedError
-from dask_batch.backends.local.submission import Member, Staged
+from dask_batch.backends.local.records import Outcome, QueuedJob, RefusedError
+from dask_batch.backends.local.submission import Member, Staged, parts
 from dask_batch.backends.local.supervisor import Supervisor
 
 __all__ = ["Client", "Service"]
@@ -52,7 +52,6 @@ _STOPPING: Message = {
     "message": "the local queue is being stopped",
     "name": "",
 }
-_NO_NUMBER = -1
 
 
 @dataclass(eq=False, slots=True)
@@ -81,6 +80,7 @@ class Service:
     ) -> None:
         self._queue, self._supervisor, self._journal = queue, supervisor, journal
         self._here, self._machine = here, machine
+        self._entries = Entries(here)
         self.stopping = False
         """A client has asked for the end: as soon as nothing runs or can start."""
         self.killing = False
@@ -131,12 +131,13 @@ class Service:
         group, cap = _group(message)
         if self.killing:
             return _STOPPING
+        entries = [self._entries.entry(member, group) for member in staged.members]
         try:
-            numbers = self._queue.hand_over(
-                [self._entry(member, group) for member in staged.members], cap=cap
-            )
-        except RefusedError as error:
+            self._queue.check(entries)
+            self._journal.taken(self._queue.next_number, group, cap, [*parts(staged.members)])
+        except (RefusedError, OSError) as error:
             return _refused(error)
+        numbers = self._queue.hand_over(entries, cap=cap)
         client.watched.update(numbers)
         self._supervisor.expect(staged.profiles[:1])
         return {"type": "taken", "first": numbers.start, "count": len(numbers)}
@@ -149,68 +150,78 @@ class Service:
             raise ProtocolError("not one job, to be run again")
         if self.killing:
             return _STOPPING
-        entry = self._entry(staged.members[0], group)
-        number = self._meant(_string(message, "job"), entry.name)
+        (member,) = staged.members
+        number = self._meant(_string(message, "job"), member.name)
         try:
-            if number is None:
-                (number,) = self._queue.hand_over([self._without_ended(entry)], cap=cap)
-                self._queue.release([number])
-            else:
-                self._queue.rerun(number, entry, cap=cap)
-        except RefusedError as error:
+            number = self._run_again(number, self._without_ended(member), group, cap)
+        except (RefusedError, OSError) as error:
             return _refused(error)
         client.watched.add(number)
         return {"type": "rerun", "job": str(JobId(self._here, number))}
 
-    def _without_ended(self, entry: Entry) -> Entry:
+    def _run_again(
+        self, number: int | None, member: Member, group: str | None, cap: int | None
+    ) -> int:
+        """Queue a job again, or anew; one that has not ended is left alone."""
+        entry, on_record = self._entries.entry(member, group), [*parts([member])]
+        if number is None:
+            self._queue.check([entry])
+            self._journal.taken(self._queue.next_number, group, cap, on_record)
+            (number,) = self._queue.hand_over([entry], cap=cap)
+            self._journal.released([number])
+            self._queue.release([number])
+        elif (job := self._queue.get(number)) is not None and job.state.ended:
+            self._queue.check_rerun(number, entry)
+            self.record_ends()
+            self._journal.again(number, group, cap, on_record)
+            self._queue.rerun(number, entry, cap=cap)
+        return number
+
+    def record_ends(self) -> None:
+        """Note how jobs have ended."""
+        ended, self._queue.ended = self._queue.ended, []
+        for job in ended:
+            if job.outcome is not None:
+                self._journal.ended(job.number, job.name, job.outcome)
+
+    def _without_ended(self, member: Member) -> Member:
         """Leave it to the job to find out how those ended that it should follow."""
-        known = [job for number in entry.after if (job := self._queue.get(number)) is not None]
-        return replace(entry, after=tuple(job.number for job in known if not job.state.ended))
+        after = []
+        for job_id in member.after:
+            known = next(map(self._queue.get, self._entries.numbers([job_id])), None)
+            if known is not None and not known.state.ended:
+                after.append(job_id)
+        return replace(member, after=tuple(after), after_failure=(), after_end=())
 
     def _meant(self, text: str, name: str) -> int | None:
         """Return which job is to run again; None if it is forgotten."""
         there = self._queue.find(name)
         if there is not None and (job := self._queue.get(there)) and not job.state.ended:
             return there  # it was run again before, perhaps as another job
-        for number in self._numbers([text]):
+        for number in self._entries.numbers([text]):
             if self._queue.get(number) is not None:
                 return number
         return there
 
     def _repoint(self, client: Client, message: Message, now: float) -> Message:
         """Have a queued job wait for other jobs than before."""
-        parents = list(self._numbers(_strings(message, "parents")))
-        for number in self._numbers([_string(message, "job")]):
+        parents = list(self._entries.numbers(_strings(message, "parents")))
+        for number in self._entries.numbers([_string(message, "job")]):
+            self._journal.repointed(number, parents)
             self._queue.repoint(number, parents)
+        self._journal.write()
         return {"type": "done"}
 
-    def _entry(self, member: Member, group: str | None) -> Entry:
-        return Entry(
-            name=member.name,
-            demand=member.profile.demand(group),
-            parents=member.parents,
-            after=tuple(self._numbers(member.after)),
-            payload=(member.profile, member.index),
-            repeatable=member.repeatable,
-            patient=member.patient,
-            after_failure=tuple(self._numbers_or_unknown(member.after_failure)),
-            after_end=tuple(self._numbers(member.after_end)),
-        )
-
-    def _numbers_or_unknown(self, job_ids: Iterable[str]) -> Iterable[int]:
-        """Yield the numbers of ids; for those of other queues one that no job has."""
-        for job_id in job_ids:
-            yield next(iter(self._numbers([job_id])), _NO_NUMBER)
-
-    def _numbers(self, job_ids: Iterable[str]) -> Iterable[int]:
-        """Yield the numbers of those ids that are this queue's."""
-        for text in job_ids:
-            job_id = JobId.parse(text)
-            if job_id is not None and job_id.queue == self._here:
-                yield job_id.number
-
     def _release(self, client: Client, message: Message, now: float) -> Message:
-        self._queue.release(self._numbers(_strings(message, "jobs")))
+        held = [
+            job.number
+            for number in self._entries.numbers(_strings(message, "jobs"))
+            if (job := self._queue.get(number)) is not None and job.state is JobState.HELD
+        ]
+        if held:
+            self._journal.released(held)
+            self._journal.write()
+            self._queue.release(held)
         return {"type": "done"}
 
     # ---- looking ---------------------------------------------------------------------------
@@ -223,19 +234,17 @@ class Service:
         records = []
         former = []
         for text in _strings(message, "jobs"):
-            job_id = JobId.parse(text)
-            if job_id is None or job_id.queue != self._here:
+            job = next(map(self._queue.get, self._entries.numbers([text])), None)
+            if job is None:
                 former.append(text)
-            elif (job := self._queue.get(job_id.number)) is not None:
-                client.watched.add(job.number)
-                client.news.discard(job.number)
-                records.append(self._record(job))
+                continue
+            client.watched.add(job.number)
+            client.news.discard(job.number)
+            records.append(self._record(job))
         return {"type": "jobs", "jobs": records + self._former(former)}
 
     def _former(self, job_ids: list[str]) -> list[list[Any]]:
         """Report jobs of earlier queues, as far as the journal tells."""
-        if job_ids:
-            self._journal.read_new()
         found = []
         for job_id in job_ids:
             how = self._journal.former.now(job_id, self._here)
@@ -278,22 +287,11 @@ class Service:
     # ---- ending ----------------------------------------------------------------------------
 
     def _cancel(self, client: Client, message: Message, now: float) -> Message:
-        job_ids = _strings(message, "jobs")
-        for number in self._numbers(job_ids):
+        for number in self._entries.numbers(_strings(message, "jobs")):
             self._cancel_one(number, now)
-        self._cancel_former([text for text in job_ids if not text.startswith(f"{self._here}-")])
+        self.record_ends()
+        self._journal.write()
         return {"type": "done"}
-
-    def _cancel_former(self, job_ids: list[str]) -> None:
-        """Kill what still runs of an earlier queue."""
-        if job_ids:
-            self._journal.read_new()
-        for text in job_ids:
-            former = self._journal.former.jobs.get(text)
-            if former is None or former.outcome is not None or former.process is None:
-                continue
-            if former.process.alive():
-                processes.kill_session(former.process.pid)
 
     def _cancel_one(self, number: int, now: float) -> None:
         if self._queue.cancel(number, _CANCELLED.reason):
@@ -315,8 +313,11 @@ def _record(job_id: str, state: JobState, how: Outcome | None, name: str) -> lis
     return [job_id, state.value, how.exit_code, how.signal, how.reason, name]
 
 
-def _refused(error: RefusedError) -> Message:
-    return {"type": "refused", "message": str(error), "name": error.name}
+def _refused(error: RefusedError | OSError) -> Message:
+    if isinstance(error, RefusedError):
+        return {"type": "refused", "message": str(error), "name": error.name}
+    message = f"the local queue cannot put it on record: {error}; make room in its directory"
+    return {"type": "refused", "message": message, "name": ""}
 
 
 def _group(message: Message) -> tuple[str | None, int | None]:

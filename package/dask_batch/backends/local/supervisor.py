@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.local import outcomes, processes
+from dask_batch.backends.local.adoption import Orphans
 from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.limits import Limits, Run
@@ -29,7 +30,8 @@ class Supervisor:
     def __init__(self, queue: WorkQueue, workers: Workers, journal: Journal, here: QueueId) -> None:
         self._queue, self._workers, self._journal, self._here = queue, workers, journal, here
         self._runs: dict[str, Run] = {}
-        self._limits = Limits(self._runs, workers)
+        self._limits = Limits(self._runs, self)
+        self._orphans = Orphans(journal)
 
     def start_due(self) -> None:
         """Start what the queue lets start."""
@@ -64,6 +66,38 @@ class Supervisor:
         for parent, job in placed:
             self._workers.start(parent, self._id(job), *job.payload)
 
+    # ---- what an earlier life of this queue has started ------------------------------------
+
+    def adopt(self, now: float) -> None:
+        """Take over the jobs that are marked as running."""
+        for number in self._queue.running:
+            job = self._queue.get(number)
+            if job is None:
+                continue
+            job_id = self._id(job)
+            run = self._runs[job_id] = Run(number, job.payload[0])
+            run.verdict = self._journal.former.jobs[job_id].verdict
+            if run.verdict is not None:
+                run.kill_at = now
+            self._orphans.adopt(job_id)
+        self.hear_of_orphans(now)
+
+    def hear_of_orphans(self, now: float) -> None:
+        """Note what has become of the jobs that were taken over."""
+        for job_id, how in self._orphans.news(now):
+            run = self._runs.pop(job_id)
+            if how is not None:
+                self._queue.end(run.number, outcomes.under_verdict(how, run.verdict))
+            elif run.verdict is not None:
+                self._queue.end(run.number, run.verdict)
+            else:
+                self._queue.put_back(run.number)
+        for job_id, run in self._runs.items():
+            if run.process is None and job_id in self._orphans:
+                run.process = self._orphans.process(job_id)
+                if run.process is not None:
+                    run.count_from(now - run.process.age_s())
+
     # ---- what worker parents tell ----------------------------------------------------------
 
     def hear(self, channel: Channel, now: float) -> None:
@@ -84,7 +118,6 @@ class Supervisor:
             return
         if message["type"] == "started":
             run.process = ProcessIdentity(message["pid"], message["started"])
-            self._journal.running(run.number, run.process)
             run.count_from(now)
         elif message["type"] == "failed":
             self._end(message["job"], Outcome(JobState.NODE_FAILURE, reason=message["reason"]))
@@ -92,11 +125,7 @@ class Supervisor:
             self._again(message["job"])
         elif message["type"] == "ended":
             outcome = outcomes.from_wait_status(message["status"])
-            if run.verdict is not None and outcome.state is not JobState.COMPLETED:
-                outcome = Outcome(
-                    run.verdict.state, outcome.exit_code, outcome.signal, run.verdict.reason
-                )
-            self._end(message["job"], outcome)
+            self._end(message["job"], outcomes.under_verdict(outcome, run.verdict))
 
     def _bury(self, parent: WorkerParent) -> None:
         """Deal with the jobs of a worker parent that is gone."""
@@ -129,13 +158,36 @@ class Supervisor:
 
     def stop(self, number: int, verdict: Outcome, now: float) -> None:
         """End a running job: first kindly, then not."""
-        self._limits.stop(str(JobId(self._here, number)), verdict, now)
+        self._stop(str(JobId(self._here, number)), verdict, now)
+
+    def _stop(self, job_id: str, verdict: Outcome, now: float) -> None:
+        run = self._runs.get(job_id)
+        if run is not None and run.verdict is None:
+            self._journal.stopped(job_id, verdict)
+            self._journal.write()
+            self._limits.stop(job_id, verdict, now)
 
     def keep_limits(self, now: float) -> None:
         """Warn what is about to reach its limits, end what is over them."""
+        self.hear_of_orphans(now)
         for job_id, verdict in self._limits.keep(now):
-            self._limits.stop(job_id, verdict, now)
+            self._stop(job_id, verdict, now)
 
     def next_event(self) -> float | None:
         """Return when :meth:`keep_limits` has to be called next."""
-        return self._limits.next_event()
+        times = (self._limits.next_event(), self._orphans.next_event())
+        return min((at for at in times if at is not None), default=None)
+
+    def signal(self, job_id: str, number: int, *, main: bool = False) -> None:
+        """Signal a job's session, or its main process alone."""
+        if job_id in self._orphans:
+            self._orphans.signal(job_id, number, main=main)
+        else:
+            self._workers.signal(job_id, number, main=main)
+
+    def abandon(self, job_id: str) -> None:
+        """End the parent that should start a job and does not get to it."""
+        if job_id in self._orphans:
+            self._orphans.abandon(job_id)
+        else:
+            self._workers.abandon(job_id)

@@ -194,6 +194,8 @@ class Workers:
             self._dismiss(parent)
 
     def _dismiss(self, parent: WorkerParent) -> None:
+        with contextlib.suppress(OSError):
+            parent.channel.send({"type": "dismiss"})
         self._unwatch(parent.channel)
         parent.channel.close()
         if parent in self._retired:
