@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
-from clients import poll
 from dask_batch.backends.base import Job, JobState, JobStatus
+from dask_batch.session import Session
 
 
 class Scripted:
@@ -71,7 +72,7 @@ class Scripted:
     def heard(self) -> None:
         """Return when the client has asked three times more: it has looked in between."""
         before = self.answers
-        poll(lambda: self.answers >= before + 3, 30, "three answers")
+        awaited(lambda: self.answers >= before + 3, "three answers")
 
 
 class Clock:
@@ -83,3 +84,18 @@ class Clock:
 
     def __call__(self) -> float:
         return self._true() + self.ahead_s
+
+
+def awaited(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, by a clock that nobody puts forward."""
+    deadline = time.perf_counter() + 60
+    while not condition():
+        assert time.perf_counter() < deadline, f"{what}: not within a minute"
+        time.sleep(0.01)
+
+
+def handed_over(session: Session, future: Any) -> str:
+    """Return the id of a future's job, once it is under way."""
+    session.engine.flush()
+    awaited(lambda: session.engine.job_id(future.key) is not None, "the submission")
+    return session.engine.job_id(future.key) or ""

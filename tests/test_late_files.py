@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from clients import poll
 from dask_batch.backends.base import JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.opening import look_again
@@ -28,7 +27,7 @@ from dask_batch.errors import (
 from dask_batch.inputs import InputFile, input_file
 from dask_batch.job.checks import file_changes
 from dask_batch.session import Session
-from scripted import Clock, Scripted
+from scripted import Clock, Scripted, awaited, handed_over
 
 LONG_S = 1000.0
 
@@ -59,8 +58,7 @@ def session(tmp_path: Path, clock: Clock) -> Iterator[Session]:
 def submitted(session: Session, *args: Any) -> Any:
     """Hand in a call and return its future, once it is under way."""
     future = session.call(max, args, {}, {})
-    session.engine.flush()
-    poll(lambda: session.engine.job_id(future.key) is not None, 30, "the submission")
+    handed_over(session, future)
     return future
 
 
@@ -160,10 +158,8 @@ def pair(session: Session) -> tuple[Any, Any, list[str]]:
     """Hand in two tasks, one after the other; return their futures and the second's command."""
     first = submitted(session, 1, 2)
     second = session.call(divmod, (first, 2), {}, {})
-    session.engine.flush()
-    poll(lambda: session.engine.job_id(second.key) is not None, 30, "the submission")
     backend: Any = session.backend
-    job = backend.jobs[session.engine.job_id(second.key)]
+    job = backend.jobs[handed_over(session, second)]
     argv = [sys.executable, "-P", "-m", "dask_batch.job", str(job.definition), str(job.index)]
     return first, second, argv
 
@@ -175,8 +171,10 @@ def started(argv: list[str]) -> subprocess.Popen[str]:
 def test_an_input_that_is_seen_only_after_the_job_has_started(session: Session) -> None:
     first, second, argv = pair(session)
     with started(argv) as job:
-        begun = lambda: attempts.read_start(session.cache, second.key, 0) is not None  # noqa: E731
-        poll(begun, 60, "the start of the job")
+        awaited(
+            lambda: attempts.read_start(session.cache, second.key, 0) is not None,
+            "the start of the job",
+        )
         published_late(session, first.key, 7)
         assert job.wait(60) == 0, job.stderr and job.stderr.read()
     assert second.result(30) == (3, 1)

@@ -115,6 +115,8 @@ class Rhythm:
     QUIET_SHARE = 0.004
     """... and this one when nothing has changed for long."""
     QUIET_AFTER_S = 4.0
+    LONGEST_REST_S = 10.0
+    """What a file system that hangs, or a command that does, cannot lengthen the rest beyond."""
 
     def __init__(self, now: float) -> None:
         self._changed_at = now
@@ -145,7 +147,7 @@ class Rhythm:
         """
         quiet_s = ended - self._changed_at
         share = self.YOUNG_SHARE * min(1.0, self.QUIET_AFTER_S / max(quiet_s, 1e-9))
-        rest_s = (ended - began) / max(share, self.QUIET_SHARE)
+        rest_s = min((ended - began) / max(share, self.QUIET_SHARE), self.LONGEST_REST_S)
         self.not_before = ended + rest_s
         longest_s = 0.5 if soon else self.LONGEST_S
         eager_s = min(max(quiet_s / 8, self.FIRST_S), longest_s)

@@ -160,6 +160,9 @@ class Watch:
         """Gather evidence on all entries and act on the verdicts that it allows."""
         began = time.monotonic()
         try:
+            if self._polling.due(began):
+                self.poll(began)
+                began = time.monotonic()  # how long an answer took says nothing of the store
             changed = self._look(began)
         except Exception:
             # The store as a whole cannot be read now, or there is a mistake here: either way the
@@ -174,8 +177,6 @@ class Watch:
 
     def _look(self, now: float) -> bool:
         """Look once; return whether anything has changed."""
-        if self._polling.due(now):
-            self.poll(now)
         changed = False
         keys = self._worth_a_look(now)
         while keys:
