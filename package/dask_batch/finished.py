@@ -99,7 +99,7 @@ class Finished:
         log = self.claims.log(run.id)
         quiet_s = self._now - self._last_sign(run)
         unfinished = (
-            ("" if log.settled else self._settle(run, quiet_s))
+            self._settle(run, log, quiet_s)
             or self._followed(run, quiet_s)
             or self._going_on(run, self.claims.log(run.id), quiet_s)
         )
@@ -124,8 +124,11 @@ class Finished:
 
     # ---- the hand-over ---------------------------------------------------------------------
 
-    def _settle(self, run: Run, quiet_s: float) -> str:
+    def _settle(self, run: Run, log: RunLog, quiet_s: float) -> str:
         """See to a hand-over that has not come to an end; return why it must be waited for."""
+        # The mark outlives the log, where a clean-up was killed.
+        if log.settled or (self.cache.path / "runs" / f"{run.id}.settled").exists():
+            return ""
         alive = run.owner.alive()
         if alive or (alive is None and quiet_s <= max(self._keep_s, _LAG_S)):
             return "it is being handed over"
@@ -133,7 +136,10 @@ class Finished:
         if alive is False and backend is not None:
             if not self._inherit:
                 return "its client died while handing it over, which is to be finished first"
-            Standings(self.cache, self.claims, backend, self._open_backend).settled(run)
+            try:
+                Standings(self.cache, self.claims, backend, self._open_backend).settled(run)
+            except BackendError as error:
+                return f"what its dead client left cannot be finished now: {error}"
         return ""
 
     def _last_sign(self, run: Run) -> float:

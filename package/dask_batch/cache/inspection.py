@@ -6,6 +6,7 @@ its checksum. What vanishes meanwhile was removed or set aside by somebody else,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -96,7 +97,7 @@ def _file(section: str, path: Path) -> Iterator[Finding]:
     except DamagedEntryError as error:
         yield from _finding(section, path, "damaged", str(error))
     except CacheError as error:
-        problem: Problem = "unsafe" if error.errno is None else "unreadable"
+        problem: Problem = "unsafe" if error.errno in (None, errno.ELOOP) else "unreadable"
         yield from _finding(section, path, problem, str(error))
     except OSError as error:
         yield from _finding(section, path, "unreadable", error.strerror or str(error))

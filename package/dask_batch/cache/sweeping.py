@@ -16,12 +16,14 @@ from dask_batch.cache.entries import listed
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.records import read_record
 from dask_batch.cache.store import Cache
-from dask_batch.errors import DamagedEntryError
+from dask_batch.errors import CacheError, DamagedEntryError
 
 __all__ = ["Sweep"]
 
 _SHARDED = ("results", "claims", "attempts", "names", "checkpoints")
 _MOVED = re.compile(r".*\.([0-9]{15,20})\.[0-9a-f]{8}\.[a-z0-9]+")
+_SHARD = re.compile(r"[0-9a-f]{2}")
+_RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 _OF_A_RUN = re.compile(r"\.((wanted|disowned)\.[^.]*|heir\.[0-9]+|log(\.[0-9]+)?|settled)\Z")
 
 
@@ -60,8 +62,10 @@ class Sweep:
             status = path.lstat()
             if not self.dry_run:
                 path.unlink()
-        except FileNotFoundError:
-            return
+        except (FileNotFoundError, IsADirectoryError):
+            return  # nothing of ours has that name (any more)
+        except OSError as error:
+            raise CacheError(f"{path} cannot be removed: {error.strerror}") from error
         self.removed[kind] += 1
         if status.st_nlink == 1:  # a claim is a name more of a file that others name as well
             self.freed_bytes += status.st_size
@@ -150,14 +154,14 @@ class Sweep:
         for file in self._files(path / "definitions"):
             if file.stem not in runs and self.age_s(file) > keep_s:
                 self.remove(file, "definitions")
-        for name in listed(path / "logs"):
+        for name in filter(_RUN.fullmatch, listed(path / "logs")):
             if name not in runs and self.age_s(path / "logs" / name) > keep_s:
                 self.remove_tree(path / "logs" / name, "logs")
 
     def empty_shards(self) -> None:
         """Remove the directories of shards that are empty: who needs one makes it again."""
         for section in _SHARDED:
-            for shard in listed(self.cache.path / section):
+            for shard in filter(_SHARD.fullmatch, listed(self.cache.path / section)):
                 self._remove_directory(self.cache.path / section / shard)
 
     def _files(self, directory: Path) -> Iterator[Path]:
