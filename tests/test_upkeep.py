@@ -232,6 +232,20 @@ def unfinished_nameless(cache: Cache, batch: Asked) -> None:
     batch.found, batch.states = {"f-run-1": "9"}, {"9": JobState.WAITING}
 
 
+def unfinished_window(cache: Cache, batch: Asked) -> None:
+    claims = hand_over(cache, "run", KEYS[:2], owner=Owner.current())
+    claims.record("run", {"event": "left", "names": ["f-run-1"]})
+    cache.publish(KEYS[0], 1, {})
+
+
+def unfinished_steward(cache: Cache, batch: Asked) -> None:
+    claims = hand_over(cache, "run", KEYS[:2])
+    attempts.end(cache, KEYS[1], 0, {"outcome": "timeout"})
+    claims.record("run", {"event": "steward", "name": "steward-run-0", "id": "77"})
+    attempts.start(cache, KEYS[0], 0, {"job_id": "id-f-run-0"})
+    batch.states = {"77": JobState.WAITING}
+
+
 def unfinished_unasked(cache: Cache, batch: Asked) -> None:
     hand_over(cache, "run", KEYS[:2])
     batch.there = False
@@ -250,6 +264,8 @@ def unfinished_followed(cache: Cache, batch: Asked) -> None:
         (unfinished_live_client, "is being handed over"),
         (unfinished_running, "1 job.s. of it are queued or running"),
         (unfinished_nameless, "1 job.s. of it are queued or running"),
+        (unfinished_window, "what a full queue did not take"),
+        (unfinished_steward, "1 job.s. of it are queued or running"),
         (unfinished_unasked, "cannot be asked after"),
         (unfinished_followed, "a client waits"),
     ],
@@ -298,6 +314,17 @@ def test_a_run_stays_while_a_later_claim_lies_above_its_own(cache: Cache, batch:
     report = clean(cache.path)
     assert report.kept_runs.keys() == {"old", "new"}
     assert [claim.run.id for claim in Claims(cache).generations(KEYS[0])] == ["old", "new"]
+
+
+def test_what_a_later_run_has_taken_over_is_its_own_to_finish(cache: Cache, batch: Asked) -> None:
+    claims = hand_over(cache, "window", KEYS[:2])
+    claims.record("window", {"event": "left", "names": ["f-window-1"]})
+    cache.publish(KEYS[0], 1, {})
+    hand_over(cache, "next", KEYS[1:2], after=0)
+    cache.publish(KEYS[1], 1, {})
+    aged(cache, 8)
+    assert clean(cache.path).kept_runs == {}
+    assert files(cache, "claims") == set()
 
 
 def test_a_failure_that_another_run_is_to_hear_of_stays(cache: Cache, batch: Asked) -> None:

@@ -51,7 +51,8 @@ class _Ends:
 
     open_jobs: tuple[str, ...]
     """The names of those that have neither a result nor the record of an end."""
-    unpublished: bool
+    failed_here: bool
+    """Whether there are keys without a result that no later run has claimed."""
     last: float
     """When the last result or record was written."""
 
@@ -118,7 +119,11 @@ class Finished:
             working = self._working(run, log, open_jobs, quiet_s)
             if working:
                 return working
-        if ends.unpublished and not log.aborted and quiet_s <= _LAG_S and run.owner.alive():
+        if log.aborted or not run.owner.alive():
+            return ""
+        if any(name in log.left for name in open_jobs):
+            return "its client lives, and is to hand over what a full queue did not take"
+        if ends.failed_here and quiet_s <= _LAG_S:
             return "its client lives, and may repeat what has failed"
         return ""
 
@@ -171,17 +176,16 @@ class Finished:
     def _ends(self, run: Run) -> _Ends:
         keys = {key for _, key in run.jobs}
         published = self.cache.present(keys)
-        generations = {}
-        for key in keys - published:
-            current = self.claims.latest(key, run.id)
-            generations[key] = current[0]
-        ended = attempts.ended(self.cache, generations)
+        latest = {key: self.claims.latest(key, run.id) for key in keys - published}
+        # What a later run has claimed since is that run's to finish.
+        ours = {key: generation for key, (generation, mine) in latest.items() if mine}
+        ended = attempts.ended(self.cache, ours)
         places = [self.cache.path_of(key) for key in published]
         shards = self.cache.path / "attempts"
-        places += [shards / key[:2] / f"{key}.{generations[key]}.end" for key in ended]
+        places += [shards / key[:2] / f"{key}.{ours[key]}.end" for key in ended]
         return _Ends(
-            tuple(name for name, key in run.jobs if key not in published | ended),
-            published != keys,
+            tuple(name for name, key in run.jobs if key in ours.keys() - ended),
+            bool(ours),
             max(map(_written, places), default=0.0),
         )
 
