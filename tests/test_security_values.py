@@ -147,6 +147,31 @@ def test_an_interpreter_in_a_hostile_folder(kind: type, folder: Path) -> None:
         assert future.result(PATIENCE_S) == "yes"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_arguments_are_in_definitions_alone_and_the_environment_nowhere(
+    kind: type, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTILE", "secret of the environment")
+    asked = {"job_script_prologue": ["true"], "cache_key": "name", "retries": 1}
+    with kind(cache_directory="cache") as exe:
+        with dask.annotate(note="secret of a note"):
+            lazy = dask.delayed(len)("secret of a task", dask_key_name="key of a task")
+        assert dask.compute(lazy, scheduler=exe) == (16,)
+        assert exe.submit(len, "secret of a call", resource_dict=asked).result(PATIENCE_S) == 16
+    holders = {
+        path.relative_to("cache").parts[0]
+        for path in Path("cache").rglob("*")
+        if path.is_file() and b"secret of a" in path.read_bytes()
+    }
+    assert holders <= {"definitions"}
+    every = [path.read_bytes() for path in Path("cache").rglob("*") if path.is_file()]
+    assert len(every) > 8
+    assert not any(b"secret of the environment" in content for content in every)
+    scripts = [path.read_bytes() for path in Path("cache").rglob("*.sh")]
+    assert scripts
+    assert not any(b"key of" in script for script in scripts)
+
+
 WORDS = ("partition", "account", "qos", "reservation", "constraint")
 
 
