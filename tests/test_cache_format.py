@@ -1,36 +1,58 @@
 """A cache of format 1 stays readable, whatever later versions write.
 
-The fixture is never made anew: it is what this format was when it was released. A later format
-gets a directory of its own beside it. Its pickles name no library: what those call their insides
-is theirs to change.
+A fixture is never made anew: it is what the format was when it was made (``fixtures/make_cache.py``
+makes one of today's). What the format gains gets a fixture of its own: ``cache-v1.1`` is of jobs
+that are repeated, of stewards and windows, and of logs with checksums. The pickles name no library:
+what those call their insides is theirs to change.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from dask_batch import verify
 from dask_batch.cache import attempts
+from dask_batch.cache.checkpoints import checkpoint_path
 from dask_batch.cache.claims import Claims, Owner
-from dask_batch.cache.definitions import read_definition
+from dask_batch.cache.definitions import read_definition, read_headers
+from dask_batch.cache.followers import Followers
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
 
-FIXTURE = Path(__file__).parent / "fixtures" / "cache-v1"
+FIXTURES = Path(__file__).parent / "fixtures"
 
-ARRAY, FORTRAN, DATES, TABLE, SCALAR, PICKLE, EMPTY, VALUE = (f"{n:x}" * 64 for n in range(1, 9))
+ARRAY, FORTRAN, DATES, TABLE, SCALAR, PICKLE, EMPTY, VALUE, FAILED = (
+    f"{n:x}" * 64 for n in range(1, 10)
+)
+
+
+@pytest.fixture(params=["cache-v1", "cache-v1.1"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Cache:
+    return copied(request.param, tmp_path)
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    """A copy with the modes that a cache has, which version control does not keep."""
+def first(tmp_path: Path) -> Cache:
+    return copied("cache-v1", tmp_path)
+
+
+@pytest.fixture
+def repeats(tmp_path: Path) -> Cache:
+    return copied("cache-v1.1", tmp_path)
+
+
+def copied(name: str, tmp_path: Path) -> Cache:
+    """Return a copy with the modes that a cache has, which version control does not keep."""
     path = tmp_path / "cache"
-    shutil.copytree(FIXTURE, path)
+    shutil.copytree(FIXTURES / name, path)
     for directory, _, names in os.walk(path):
         os.chmod(directory, 0o700)
         for name in names:
@@ -80,9 +102,13 @@ def test_attributes(cache: Cache) -> None:
 
 def test_entries_are_whole(cache: Cache) -> None:
     assert all(cache.check(key) for key in list(cache.keys()))
+    report = verify(cache.path)
+    assert report.ok, str(report)
+    assert not report.stray
 
 
-def test_claims_runs_and_logs(cache: Cache) -> None:
+def test_claims_runs_and_logs(first: Cache) -> None:
+    cache = first
     claims = Claims(cache)
     first, second = claims.generations(ARRAY)
     assert (first.run.id, second.run.id) == ("run-a", "run-b")
@@ -96,7 +122,8 @@ def test_claims_runs_and_logs(cache: Cache) -> None:
     assert claims.unsettled() == []
 
 
-def test_attempts(cache: Cache) -> None:
+def test_attempts(first: Cache) -> None:
+    cache = first
     start = attempts.read_start(cache, ARRAY, 0)
     assert start is not None
     assert (start["job_id"], start["restart"]) == ("4711", 1)
@@ -105,7 +132,8 @@ def test_attempts(cache: Cache) -> None:
     assert (end["outcome"], end["message"]) == ("exception", "ValueError: größe")
 
 
-def test_definitions_and_names(cache: Cache) -> None:
+def test_definitions_and_names(first: Cache) -> None:
+    cache = first
     definition = read_definition(cache.path / "definitions" / "run-a.h5", 1)
     assert definition.common == {"working_directory": "/somewhere"}
     assert definition.header == {"key": FORTRAN}
@@ -113,3 +141,62 @@ def test_definitions_and_names(cache: Cache) -> None:
     assert value[0] == "payload"
     assert bytes(value[1]) == bytes(3)
     assert cache.resolve_name("survey/2026") == ARRAY
+
+
+# ---- as jobs are repeated ----------------------------------------------------------------------
+
+
+def test_repeated_runs_windows_and_stewards(repeats: Cache) -> None:
+    claims = Claims(repeats)
+    assert [claim.run.id for claim in claims.generations(ARRAY)] == ["run-a", "run-a"]
+    assert [claim.run.id for claim in claims.generations(FAILED)] == ["run-a", "run-b"]
+    assert claims.latest(ARRAY, "run-a") == (1, True)
+    log = claims.log("run-a")
+    assert log.ids == {"example-run-a-0": "4711", "steward-run-a-0": "4712"}
+    assert (log.accepted, log.released, log.aborted) == (True, True, False)
+    assert (log.left, log.awaited) == ({"example-run-a-1"}, ("run-b",))
+    other = claims.log("run-b")
+    assert (other.ids, other.aborted) == ({"example-run-b-0": "local-1"}, True), "of its heir"
+    assert Followers(repeats).disowned("run-a") == {ARRAY}
+    assert claims.unsettled() == []
+
+
+def test_attempts_that_were_cut_short(repeats: Cache) -> None:
+    start = attempts.read_start(repeats, ARRAY, 0)
+    assert start is not None
+    assert (start["job_id"], start["restart"]) == ("4711", 1)
+    cut = attempts.read_cut(repeats, ARRAY, 0)
+    assert cut is not None
+    assert (cut["signal"], cut["left_s"], cut["job_id"]) == ("SIGUSR1", 30.0, "4711")
+    end = attempts.read_end(repeats, ARRAY, 0)
+    assert end is not None
+    assert (end["outcome"], end["message"][-5:]) == ("timeout", "größe")
+    assert attempts.read_end(repeats, ARRAY, 1) is None
+    assert (checkpoint_path(repeats, FAILED) / "state").read_text() == "step 7\n"
+
+
+def test_definitions_of_repeatable_jobs(repeats: Cache) -> None:
+    path = repeats.path / "definitions" / "run-a.h5"
+    common, headers = read_headers(path)
+    assert common["resources"] == [{"cores": 2, "memory_max": 1.5}]
+    assert [header["key"] for header in headers] == [ARRAY, FAILED]
+    assert headers[0]["retry"] == {
+        "retries": 2, "exceptions": ["OSError"], "memory_factor": 2.0, "time_factor": 1.5,
+    }  # fmt: skip
+    definition = read_definition(path, 1)
+    assert definition.header == headers[1]
+    value = pickling.loads(definition.data, definition.buffers)
+    assert (value[0], bytes(value[1])) == ("payload", bytes(3))
+    assert repeats.resolve_name("survey/2026") == ARRAY
+
+
+def test_what_is_made_today_is_what_the_newest_fixture_is(repeats: Cache, tmp_path: Path) -> None:
+    script = str(FIXTURES / "make_cache.py")
+    subprocess.run([sys.executable, script, str(tmp_path / "new")], check=True, timeout=120)
+    made = {p.relative_to(tmp_path / "new") for p in (tmp_path / "new").rglob("*") if p.is_file()}
+    kept = {p.relative_to(repeats.path) for p in repeats.path.rglob("*") if p.is_file()}
+    assert made == kept, "the format has gained something: make a fixture of it"
+    # Results are the same bytes with the same HDF5; records and logs are everywhere.
+    for name in made:
+        if name.suffix != ".h5":
+            assert (tmp_path / "new" / name).read_bytes() == (repeats.path / name).read_bytes()
