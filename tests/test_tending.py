@@ -190,6 +190,49 @@ def test_what_another_process_repeated_is_not_taken_for_its_earlier_end(
     assert client.entry("flaky").course.sure
 
 
+def test_one_that_joins_between_claim_and_repetition_waits_for_a_sign(
+    tmp_path: Path, queue: Queue
+) -> None:
+    first = Client(tmp_path, queue)
+    first.run(prepared("flaky", retry=TWICE))
+    queue.say("flaky", JobState.TIMEOUT)
+    first.end("flaky", 0, outcome="timeout")
+    claim = first.claims.current(key_of("flaky"))
+    assert claim is not None
+    first.claims.claim(claim.key, claim.run, after=0)
+    second = Client(tmp_path, queue)
+    future = second.run(prepared("flaky", retry=TWICE))["flaky"]
+    assert len(queue.jobs) == 1
+    second.look(5)
+    # The end that the batch system tells of is that of the first attempt.
+    assert generation(second, "flaky") == 1
+    assert not future.done()
+    first.look(5)
+    assert len(queue.reruns) == 0
+    for client in (first, second):
+        client.entry("flaky").act_at = 0.0
+        client.look(2)
+    assert len(queue.reruns) == 1
+
+
+def test_an_old_word_for_the_queue_is_not_taken_for_a_repetition(
+    client: Client, queue: Queue
+) -> None:
+    futures = client.run(prepared("flaky", retry=RetryPolicy(1, exceptions=True)))
+    client.look()  # it waits, says the batch system, and that is the last for a while
+    queue.outage = OUTAGE
+    client.end("flaky", 0, outcome="exception", exception_type="builtins.OSError")
+    client.look(3)
+    assert not client.entry("flaky").course.sure
+    queue.outage = None
+    queue.say("flaky", JobState.FAILED, exit_code=1)
+    client.watch.hasten()
+    client.watch._polling._next = 0.0
+    client.look(2)
+    assert len(queue.reruns) == 1
+    assert not futures["flaky"].done()
+
+
 def test_a_run_that_has_taken_over_is_followed(tmp_path: Path, queue: Queue) -> None:
     first, second = Client(tmp_path, queue), Client(tmp_path, queue)
     futures = first.run(prepared("one"))

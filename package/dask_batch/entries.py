@@ -149,9 +149,17 @@ class Entry:
 
     def advance(self, generation: int, *, act_at: float) -> None:
         """Follow the next attempt of the same job, of which no sign has been seen."""
-        self.course.advance(generation, sure=False)
         self.standing = replace(self.standing, generation=generation)
-        self.act_at, self.refusals = act_at, 0
+        self.course.advance(generation, sure=False)
+        self.doubt(act_at=act_at)
+
+    def doubt(self, *, act_at: float) -> None:
+        """Take what the batch system says for its word on the attempt before, until a sign."""
+        self.course.sure = False
+        self.act_at, self.sign_at, self.refusals = act_at, 0.0, 0
+        if not self.over:
+            # That it was queued or at work is older than the end which led here.
+            self.status = None
 
     def under_way(self, job_id: str) -> None:
         """Take it that what the batch system says from now on is about this attempt."""

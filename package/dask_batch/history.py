@@ -117,13 +117,20 @@ class History:
 
     def past(self, claim: Claim) -> list[Outcome]:
         """Return how the earlier attempts of the same run at a key ended."""
-        earlier = self.claims.generations(claim.key)[: claim.generation]
         ends = [
             attempts.read_end(self.cache, each.key, each.generation)
-            for each in earlier
-            if each.run.id == claim.run.id
+            for each in self._earlier(claim)
         ]
         return [Ending.of(end).outcome for end in ends if end is not None]
+
+    def is_first(self, claim: Claim) -> bool:
+        """Whether an attempt is the first one of its run."""
+        return not self._earlier(claim)
+
+    def _earlier(self, claim: Claim) -> list[Claim]:
+        """Return the claims of the same run on earlier attempts."""
+        earlier = self.claims.generations(claim.key)[: claim.generation]
+        return [each for each in earlier if each.run.id == claim.run.id]
 
     def decide(self, claim: Claim, ending: Ending) -> Repeat | None:
         """Decide whether an attempt that ended so is repeated by its run.

@@ -206,7 +206,10 @@ class Repeating:
             self._look_for_a_sign(entry, claim)
 
     def _look_for_a_sign(self, entry: Entry, claim: Claim) -> None:
-        """See whether another process has repeated the job."""
+        """See whether the job is that of this attempt: handed over for it, or repeated."""
+        if self._history.is_first(claim):
+            entry.course.sure = True
+            return
         job_id = self._tending.reran(claim)
         start = attempts.read_start(self._cache, claim.key, claim.generation)
         if job_id is not None or start is not None:

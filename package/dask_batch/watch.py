@@ -105,7 +105,10 @@ class Watch:
     def add(self, standing: Standing, function: str, *, ours: bool) -> None:
         """Watch a job."""
         if standing.key not in self.entries:
-            self.entries[standing.key] = Entry(standing, function, ours)
+            entry = self.entries[standing.key] = Entry(standing, function, ours)
+            if not ours and standing.generation > 0:
+                # Whoever claimed this attempt may not have come to run the job again.
+                entry.doubt(act_at=time.monotonic() + self._pace.lease_s)
             self.known[standing.key] = standing
             self.hasten()
 
