@@ -28,7 +28,7 @@ def started(queue: Queue) -> list[str]:
 
 
 def state(queue: Queue, number: int) -> JobState:
-    job = queue.get(number)
+    job = queue.jobs.get(number)
     assert job is not None
     return job.state
 
@@ -56,7 +56,7 @@ def test_a_hand_over_is_taken_whole_or_not_at_all(queue: Queue) -> None:
         assert caught.value.name == bad.name
     with pytest.raises(RefusedError):
         queue.hand_over([entry("child", 0)])
-    assert [job.name for job in queue] == ["taken"]
+    assert [job.name for job in queue.jobs] == ["taken"]
 
 
 def test_failure_reaches_all_descendants_and_nobody_else(queue: Queue) -> None:
@@ -66,7 +66,7 @@ def test_failure_reaches_all_descendants_and_nobody_else(queue: Queue) -> None:
     queue.end(0, BAD)
     assert [state(queue, n) for n in (1, 2)] == [JobState.DEPENDENCY_FAILED] * 2
     assert state(queue, 3) is JobState.RUNNING
-    job = queue.get(2)
+    job = queue.jobs.get(2)
     assert job is not None
     assert job.outcome is not None
     assert "b" in job.outcome.reason
@@ -154,11 +154,11 @@ def test_ended_jobs_are_forgotten_oldest_first_and_names_free_again() -> None:
     for i in range(4):
         (number,) = queue.hand_over([entry(f"j{i}")])
         queue.cancel(number)
-    assert [job.name for job in queue] == ["j2", "j3"]
-    assert queue.find("j0") is None
-    assert queue.find("j3") == 3
+    assert [job.name for job in queue.jobs] == ["j2", "j3"]
+    assert queue.jobs.find("j0") is None
+    assert queue.jobs.find("j3") == 3
     assert queue.hand_over([entry("j3")]) == range(4, 5)
-    assert queue.find("j3") == 4
+    assert queue.jobs.find("j3") == 4
 
 
 class History(RuleBasedStateMachine):
@@ -216,7 +216,7 @@ class History(RuleBasedStateMachine):
 
     @invariant()
     def fits_the_machine(self) -> None:
-        running = [self.queue.get(number) for number in self.queue.running]
+        running = [self.queue.jobs.get(number) for number in self.queue.running]
         assert self.queue.cpus - self.queue.free_cpus == sum(j.demand.cpus for j in running if j)
         assert self.queue.free_cpus >= 0
         assert self.queue.free_memory_bytes >= 0
@@ -233,7 +233,7 @@ class History(RuleBasedStateMachine):
         if not hasattr(self, "queue"):
             return
         self.queue.release(list(self.parents))
-        while self.queue.unfinished:
+        while self.queue.jobs.unfinished:
             self.queue.start_due()
             assert self.queue.running, "jobs are left and nothing starts"
             self.queue.end(self.queue.running[0], GOOD)

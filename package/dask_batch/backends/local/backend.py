@@ -8,10 +8,10 @@ import select
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
 
-from dask_batch.backends.base import Job, JobState, JobStatus
+from dask_batch.backends.base import Job, JobStatus
 from dask_batch.backends.local.connection import Connection, LostConnectionError
+from dask_batch.backends.local.known import SOURCE, Known, status_of
 from dask_batch.backends.local.machine import thread_variables
 from dask_batch.backends.local.profiles import Profiles, check_resources, profile
 from dask_batch.backends.local.protocol import Message
@@ -19,9 +19,8 @@ from dask_batch.backends.local.script import command, shell_script
 from dask_batch.backends.local.submission import parts
 from dask_batch.errors import ConfigurationError, SubmissionError
 
-__all__ = ["LocalBackend", "status_of"]
+__all__ = ["LocalBackend"]
 
-_SOURCE = "local queue"
 _IDS_PER_REQUEST = 20_000
 
 
@@ -56,7 +55,7 @@ class LocalBackend:
         self._max_workers = max_workers
         self._group = secrets.token_hex(8)
         self._connection: Connection | None = None
-        self._known: dict[str, JobStatus] = {}
+        self._known = Known()
         self._fresh: set[str | None] = set()
         """The ids of jobs of which there are news that nobody has asked for yet."""
         self._lock = threading.RLock()
@@ -143,7 +142,7 @@ class LocalBackend:
             if answer["type"] == "refused":
                 raise _refusal(answer)
             now_id: str = answer["job"]
-            self._known.pop(now_id, None)
+            self._known.forget(now_id)
             if now_id != job_id:
                 self._repoint(dependents, job_id, now_id)
             return now_id
@@ -187,13 +186,16 @@ class LocalBackend:
         if self._connection is not connection:
             return None
         others: dict[str, JobStatus] = {}
-        for record in (record for answer in answers for record in answer["jobs"]):
-            # Of jobs of an earlier queue there will be no news.
-            own = record[0].startswith(f"{connection.queue}-")
-            # News that were read together with the answer may be younger than it, never older.
-            (self._known if own else others).setdefault(record[0], status_of(record))
+        for status in (status_of(record) for answer in answers for record in answer["jobs"]):
+            if not status.job_id.startswith(f"{connection.queue}-"):
+                others[status.job_id] = status  # an earlier queue's: there will be no news
+            elif status.job_id not in self._known:
+                # News that were read together with the answer may be younger, never older.
+                self._known.take(status)
         found = ((job_id, self._known.get(job_id) or others.get(job_id)) for job_id in job_ids)
-        return {job_id: status for job_id, status in found if status is not None}
+        answer = {job_id: status for job_id, status in found if status is not None}
+        self._known.shrink()
+        return answer
 
     def find(self, names: Collection[str]) -> dict[str, str]:
         """Look up job ids by unique job names; those of ended jobs as far as they are known."""
@@ -271,7 +273,7 @@ class LocalBackend:
     def _told(self, message: Message) -> None:
         """Take in news."""
         for record in message["jobs"]:
-            self._known[record[0]] = status_of(record)
+            self._known.take(status_of(record))
             self._fresh.add(record[0])
 
     def _listen(self) -> None:
@@ -298,28 +300,9 @@ class LocalBackend:
             return
 
 
-def status_of(record: Sequence[Any]) -> JobStatus:
-    """Read a record as the queue sends it."""
-    job_id, state, exit_code, signal, reason, name = record[:6]
-    try:
-        known = JobState(state)
-    except ValueError:
-        known = JobState.UNKNOWN
-    return JobStatus(
-        job_id=job_id,
-        state=known,
-        word=state,
-        exit_code=exit_code,
-        signal=signal,
-        reason=reason,
-        source=_SOURCE,
-        name=name,
-    )
-
-
 def _refusal(answer: Message) -> SubmissionError:
     """Return the error for what the queue did not take."""
-    refusal = SubmissionError(1, [_SOURCE], str(answer.get("message", "it gave no reason")))
+    refusal = SubmissionError(1, [SOURCE], str(answer.get("message", "it gave no reason")))
     refusal.job_name = str(answer.get("name", ""))
     return refusal
 

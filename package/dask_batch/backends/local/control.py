@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dask_batch.backends.base import JobStatus
-from dask_batch.backends.local.backend import status_of
 from dask_batch.backends.local.connection import Connection
+from dask_batch.backends.local.known import status_of
 from dask_batch.backends.local.protocol import Message
 from dask_batch.errors import BackendUnavailableError
 
@@ -42,7 +42,7 @@ def stop_local_queue(*, wait: bool = True, kill_jobs: bool = False) -> bool:
         Return when it has ended.
     kill_jobs
         Cancel all its jobs, of all clients. Otherwise it ends when nothing runs any more and
-        nothing can start; jobs that are held are lost with it.
+        nothing can start; jobs that are held stay so under the next queue.
 
     Returns
     -------

@@ -75,12 +75,12 @@ class _Replay:
         self, _: str, first: int, group: str | None, cap: int | None, parts: list[dict[str, Any]]
     ) -> None:
         # What was refused, or is left out of a shortened journal, has had numbers too.
-        self._queue.next_number = max(first, self._queue.next_number)
+        self._queue.jobs.next_number = max(first, self._queue.jobs.next_number)
         count = sum(len(part["jobs"]) for part in parts)
         try:
             self._queue.hand_over(self._members(group, parts), cap=cap)
         finally:
-            self._queue.next_number = first + count
+            self._queue.jobs.next_number = first + count
 
     def _release(self, _: str, numbers: list[int]) -> None:
         self._queue.release(numbers)
@@ -99,12 +99,12 @@ class _Replay:
         self._queue.repoint(self._number(job_id), parents)
 
     def _start(self, job_id: str, *_: Any) -> None:
-        job = self._queue.get(self._number(job_id))
+        job = self._queue.jobs.get(self._number(job_id))
         if job is not None and job.state in (JobState.WAITING, JobState.HELD):
             self._queue.begin(job.number)
 
     def _end(self, job_id: str, _: str, state: str, *details: Any) -> None:
-        job = self._queue.get(self._number(job_id))
+        job = self._queue.jobs.get(self._number(job_id))
         if job is None:
             return
         outcome = Outcome(JobState(state), *details)

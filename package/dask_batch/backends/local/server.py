@@ -23,6 +23,7 @@ from typing import Any
 from dask_batch.backends.local.entries import Entries
 from dask_batch.backends.local.housing import Housing, TakenError
 from dask_batch.backends.local.identity import QueueId
+from dask_batch.backends.local.intake import Intake
 from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.launch import DEFAULT_ENTRY
 from dask_batch.backends.local.machine import Machine
@@ -60,6 +61,8 @@ class Server:
         self._journal = Journal(housing.runtime.path("journal"), QueueId.new())
         here, machine = self._journal.queue, Machine.here()
         self._queue = WorkQueue(cpus=machine.cpus, memory_bytes=machine.memory_bytes)
+        entries = Entries(here)
+        self._intake = Intake(self._queue, self._journal, entries)
         self._workers = Workers(
             entry=entry,
             journal_path=self._journal.path,
@@ -71,10 +74,12 @@ class Server:
             queue=self._queue,
             supervisor=self._supervisor,
             journal=self._journal,
+            intake=self._intake,
+            entries=entries,
             here=here,
             machine=machine,
         )
-        restore(self._journal.former, self._queue, Entries(here))
+        restore(self._journal.former, self._queue, entries)
         self._supervisor.adopt(time.monotonic())
         self._register(housing.listener, "listener")
         self._idle_since: float | None = None
@@ -163,8 +168,7 @@ class Server:
     def _spread_news(self) -> None:
         """Tell clients, and the journal, what has changed."""
         changed, self._queue.changed = self._queue.changed, set()
-        self._service.record_ends()
-        self._journal.write()
+        self._intake.record_ends()
         for client in list(self._clients.values()):
             client.news |= changed & client.watched
             try:
@@ -197,7 +201,7 @@ class Server:
 
     def _patience_s(self) -> float:
         """Return how long to wait for a client: longer for the first, or if jobs are held."""
-        if self._queue.unfinished:
+        if self._queue.jobs.unfinished:
             return max(self._idle_s, _KEEP_HELD_S)
         return self._idle_s if self._visited else max(self._idle_s, _FIRST_CLIENT_S)
 

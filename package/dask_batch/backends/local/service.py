@@ -29,23 +29,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.local.entries import Entries
 from dask_batch.backends.local.identity import JobId, QueueId
+from dask_batch.backends.local.intake import Intake
 from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.protocol import PROTOCOL_VERSION, Channel, Message, ProtocolError
 from dask_batch.backends.local.queue import WorkQueue
 from dask_batch.backends.local.records import Outcome, QueuedJob, RefusedError
-from dask_batch.backends.local.submission import Member, Staged, parts
+from dask_batch.backends.local.submission import Staged
 from dask_batch.backends.local.supervisor import Supervisor
 
 __all__ = ["Client", "Service"]
 
 _NEWS_PER_MESSAGE = 20_000
+_WATCH_AT_LEAST = 10_000
 _CANCELLED = Outcome(JobState.CANCELLED, reason="it was cancelled")
 _STOPPING: Message = {
     "type": "refused",
@@ -75,12 +77,14 @@ class Service:
         queue: WorkQueue,
         supervisor: Supervisor,
         journal: Journal,
+        intake: Intake,
+        entries: Entries,
         here: QueueId,
         machine: Machine,
     ) -> None:
         self._queue, self._supervisor, self._journal = queue, supervisor, journal
         self._here, self._machine = here, machine
-        self._entries = Entries(here)
+        self._intake, self._entries = intake, entries
         self.stopping = False
         """A client has asked for the end: as soon as nothing runs or can start."""
         self.killing = False
@@ -131,13 +135,10 @@ class Service:
         group, cap = _group(message)
         if self.killing:
             return _STOPPING
-        entries = [self._entries.entry(member, group) for member in staged.members]
         try:
-            self._queue.check(entries)
-            self._journal.taken(self._queue.next_number, group, cap, [*parts(staged.members)])
+            numbers = self._intake.hand_over(staged.members, group, cap)
         except (RefusedError, OSError) as error:
             return _refused(error)
-        numbers = self._queue.hand_over(entries, cap=cap)
         client.watched.update(numbers)
         self._supervisor.expect(staged.profiles[:1])
         return {"type": "taken", "first": numbers.start, "count": len(numbers)}
@@ -150,78 +151,21 @@ class Service:
             raise ProtocolError("not one job, to be run again")
         if self.killing:
             return _STOPPING
-        (member,) = staged.members
-        number = self._meant(_string(message, "job"), member.name)
         try:
-            number = self._run_again(number, self._without_ended(member), group, cap)
+            number = self._intake.run_again(_string(message, "job"), staged.members[0], group, cap)
         except (RefusedError, OSError) as error:
             return _refused(error)
         client.watched.add(number)
         return {"type": "rerun", "job": str(JobId(self._here, number))}
 
-    def _run_again(
-        self, number: int | None, member: Member, group: str | None, cap: int | None
-    ) -> int:
-        """Queue a job again, or anew; one that has not ended is left alone."""
-        entry, on_record = self._entries.entry(member, group), [*parts([member])]
-        if number is None:
-            self._queue.check([entry])
-            self._journal.taken(self._queue.next_number, group, cap, on_record)
-            (number,) = self._queue.hand_over([entry], cap=cap)
-            self._journal.released([number])
-            self._queue.release([number])
-        elif (job := self._queue.get(number)) is not None and job.state.ended:
-            self._queue.check_rerun(number, entry)
-            self.record_ends()
-            self._journal.again(number, group, cap, on_record)
-            self._queue.rerun(number, entry, cap=cap)
-        return number
-
-    def record_ends(self) -> None:
-        """Note how jobs have ended."""
-        ended, self._queue.ended = self._queue.ended, []
-        for job in ended:
-            if job.outcome is not None:
-                self._journal.ended(job.number, job.name, job.outcome)
-
-    def _without_ended(self, member: Member) -> Member:
-        """Leave it to the job to find out how those ended that it should follow."""
-        after = []
-        for job_id in member.after:
-            known = next(map(self._queue.get, self._entries.numbers([job_id])), None)
-            if known is not None and not known.state.ended:
-                after.append(job_id)
-        return replace(member, after=tuple(after), after_failure=(), after_end=())
-
-    def _meant(self, text: str, name: str) -> int | None:
-        """Return which job is to run again; None if it is forgotten."""
-        there = self._queue.find(name)
-        if there is not None and (job := self._queue.get(there)) and not job.state.ended:
-            return there  # it was run again before, perhaps as another job
-        for number in self._entries.numbers([text]):
-            if self._queue.get(number) is not None:
-                return number
-        return there
-
     def _repoint(self, client: Client, message: Message, now: float) -> Message:
         """Have a queued job wait for other jobs than before."""
         parents = list(self._entries.numbers(_strings(message, "parents")))
-        for number in self._entries.numbers([_string(message, "job")]):
-            self._journal.repointed(number, parents)
-            self._queue.repoint(number, parents)
-        self._journal.write()
+        self._intake.repoint(self._entries.numbers([_string(message, "job")]), parents)
         return {"type": "done"}
 
     def _release(self, client: Client, message: Message, now: float) -> Message:
-        held = [
-            job.number
-            for number in self._entries.numbers(_strings(message, "jobs"))
-            if (job := self._queue.get(number)) is not None and job.state is JobState.HELD
-        ]
-        if held:
-            self._journal.released(held)
-            self._journal.write()
-            self._queue.release(held)
+        self._intake.release(self._entries.numbers(_strings(message, "jobs")))
         return {"type": "done"}
 
     # ---- looking ---------------------------------------------------------------------------
@@ -234,7 +178,7 @@ class Service:
         records = []
         former = []
         for text in _strings(message, "jobs"):
-            job = next(map(self._queue.get, self._entries.numbers([text])), None)
+            job = next(map(self._queue.jobs.get, self._entries.numbers([text])), None)
             if job is None:
                 former.append(text)
                 continue
@@ -263,7 +207,7 @@ class Service:
         found = {}
         former = []
         for name in names:
-            number = self._queue.find(name)
+            number = self._queue.jobs.find(name)
             if number is None:
                 former.append(name)
             else:
@@ -272,7 +216,10 @@ class Service:
         return {"type": "found", "jobs": found}
 
     def _list(self, client: Client, message: Message, now: float) -> Message:
-        return {"type": "jobs", "jobs": [self._record(j) for j in self._queue if not j.state.ended]}
+        return {
+            "type": "jobs",
+            "jobs": [self._record(j) for j in self._queue.jobs if not j.state.ended],
+        }
 
     def tell(self, client: Client) -> None:
         """Send a client the latest of its jobs, if it has read what was sent before."""
@@ -280,17 +227,22 @@ class Service:
             self._tell_some(client)
 
     def _tell_some(self, client: Client) -> None:
+        self._prune(client)
         told = [client.news.pop() for _ in range(min(len(client.news), _NEWS_PER_MESSAGE))]
-        jobs = [job for number in told if (job := self._queue.get(number)) is not None]
+        jobs = [job for number in told if (job := self._queue.jobs.get(number)) is not None]
         client.channel.send({"type": "news", "jobs": [self._record(job) for job in jobs]})
+
+    def _prune(self, client: Client) -> None:
+        """Watch nothing that is forgotten."""
+        if len(client.watched) > 2 * len(self._queue.jobs) + _WATCH_AT_LEAST:
+            client.watched = {n for n in client.watched if self._queue.jobs.get(n) is not None}
 
     # ---- ending ----------------------------------------------------------------------------
 
     def _cancel(self, client: Client, message: Message, now: float) -> Message:
         for number in self._entries.numbers(_strings(message, "jobs")):
             self._cancel_one(number, now)
-        self.record_ends()
-        self._journal.write()
+        self._intake.record_ends()
         return {"type": "done"}
 
     def _cancel_one(self, number: int, now: float) -> None:
@@ -302,7 +254,7 @@ class Service:
         self.stopping = True
         if message.get("kill") is True:
             self.killing = True
-            for job in [job for job in self._queue if not job.state.ended]:
+            for job in [job for job in self._queue.jobs if not job.state.ended]:
                 self._cancel_one(job.number, now)
         return {"type": "stopping"}
 

@@ -71,7 +71,7 @@ class Supervisor:
     def adopt(self, now: float) -> None:
         """Take over the jobs that are marked as running."""
         for number in self._queue.running:
-            job = self._queue.get(number)
+            job = self._queue.jobs.get(number)
             if job is None:
                 continue
             job_id = self._id(job)
@@ -144,7 +144,7 @@ class Supervisor:
     def _again(self, job_id: str) -> None:
         """Have a job started that was certainly not started, unless it has been stopped."""
         run = self._runs[job_id]
-        job = self._queue.get(run.number)
+        job = self._queue.jobs.get(run.number)
         if run.verdict is not None:
             self._end(job_id, run.verdict)
         elif job is not None:
