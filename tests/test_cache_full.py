@@ -22,7 +22,7 @@ from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
-from dask_batch.errors import FullError
+from dask_batch.errors import FullError, UnstorableResultError
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 PAGE = 4096
@@ -173,5 +173,16 @@ def test_a_hand_over_that_does_not_fit_fails_its_caller_and_blocks_nobody(small:
             filler.unlink()
         again = executor.submit(len, bytes(20_000) + bytes([0]))
         assert again.result(timeout=120) == 20_001
+    assert verify(cache.path).ok
+    assert "temporary" not in clean(cache.path).removed
+
+
+def test_a_result_that_does_not_fit_ends_its_job_with_the_reason(small: Path) -> None:
+    cache = Cache(small / "cache")
+    with SingleNodeExecutor(cache_directory=cache.path) as executor:
+        failed = executor.submit(bytes, 3_000_000)
+        with pytest.raises(UnstorableResultError, match=r"no space is left.* free"):
+            failed.result(timeout=120)
+        assert executor.submit(len, b"abc").result(timeout=120) == 3
     assert verify(cache.path).ok
     assert "temporary" not in clean(cache.path).removed

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dask_batch.cache import owner
 from dask_batch.cache.files import private_path
 from dask_batch.cache.housekeeping import clean_temporary
+from dask_batch.cache.owner import Owner
 from dask_batch.cache.store import Cache
 
 DAY_S = 24 * 3600
@@ -54,6 +56,30 @@ def test_whose_files_go(cache: Cache, changes: dict[str, str], age_s: int, remov
         assert clean_temporary(cache) == int(removed)
         assert path.exists() is not removed
         path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "pid", "removed"),
+    [("4026532001", None, False), ("4026532001", "4194305", True), ("4026532999", "1", False)],
+    ids=["mine", "dead in my container", "in another container"],
+)
+def test_in_a_container_too(
+    cache: Cache,
+    monkeypatch: pytest.MonkeyPatch,
+    namespace: str,
+    pid: str | None,
+    removed: bool,
+) -> None:
+    boot = Owner.current().boot_id.partition(":")[0]
+    monkeypatch.setattr("dask_batch.cache.owner._boot_id", lambda: f"{boot}:4026532001")
+    owner._of_process.cache_clear()
+    try:
+        changes = {"boot": f"{boot.replace('-', '')[:8]}-{namespace}"}
+        path = renamed(cache.path, **changes, **({"pid": pid} if pid else {}))
+        path.touch()
+        assert clean_temporary(cache) == int(removed)
+    finally:
+        owner._of_process.cache_clear()
 
 
 def test_what_is_published_stays(cache: Cache) -> None:

@@ -124,7 +124,8 @@ def private_path(directory: Path) -> Path:
     """Return a name that nobody else has, and that tells which process will write it."""
     me = Owner.current()
     host = "".join(c if (c.isalnum() and c.isascii()) or c == "-" else "-" for c in me.host)[:64]
-    boot = me.boot_id.replace("-", "")[:8]
+    boot, _, namespace = me.boot_id.partition(":")
+    boot = boot.replace("-", "")[:8] + (f"-{namespace}" if namespace else "")
     parts = (PRIVATE_PREFIX, host, boot, str(me.pid), me.started, secrets.token_hex(6))
     return directory / "~".join(parts)
 

@@ -66,11 +66,11 @@ def _writer_lives(name: str) -> bool | None:
     theirs = name.split("~")
     if len(theirs) != len(mine) or theirs[1] != mine[1] or not theirs[3].isdigit():
         return None
-    me = Owner.current()
     if theirs[2] != mine[2]:
-        return False  # of an earlier boot
-    if ":" in me.boot_id:
-        return None  # our process ids are not the machine's
+        # Of an earlier boot; or in another process-id namespace, whose processes are not seen here.
+        same_boot = theirs[2].partition("-")[0] == mine[2].partition("-")[0]
+        return None if same_boot else False
+    me = Owner.current()
     return Owner(me.host, me.boot_id, int(theirs[3]), theirs[4]).alive()
 
 
