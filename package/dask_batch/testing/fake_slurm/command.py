@@ -133,7 +133,9 @@ def _spoilt(out: str, fault: dict[str, Any]) -> str:
     if kind == "garble":
         marks = "\x00\ufffd|#"
         return "".join(
-            line if (number + fault["seed"]) % 2 else marks[number % 4] + line[1::2] + "\n"
+            line
+            if (number + fault["seed"]) % 2
+            else marks[number % 4] + line.rstrip("\n")[1::2] + "\n"
             for number, line in enumerate(lines)
         )
     return out

@@ -118,12 +118,15 @@ class Controller:
             try:
                 with connection.makefile("rb") as file:
                     request = json.load(file)
-                # What is due comes first, so that an answer is never older than a tick.
-                self._look()
-                answer = self._obey(request)
-                connection.sendall(json.dumps(answer).encode())
             except (OSError, ValueError):
                 return  # a client that was killed in the middle of its request
+            # What is due comes first, so that an answer is never older than a tick.
+            self._look()
+            answer = self._obey(request)
+            try:
+                connection.sendall(json.dumps(answer).encode())
+            except OSError:
+                return  # a client that did not wait for the answer
 
     def _obey(self, request: Mapping[str, Any]) -> dict[str, Any]:
         try:

@@ -13,24 +13,25 @@ from typing import Any
 
 __all__ = ["change", "settings", "take", "unable"]
 
-_NOTHING: dict[str, Any] = {
-    "rules": [],
-    "sacct_lag_s": 0.0,
-    "max_submit": None,
-    "limit_name": "",
-    "max_job_count": 10000,
-    "unable": 0,
-    "said": {},
-}
+
+def _nothing() -> dict[str, Any]:
+    return {
+        "rules": [],
+        "sacct_lag_s": 0.0,
+        "max_submit": None,
+        "limit_name": "",
+        "max_job_count": 10000,
+        "unable": 0,
+    }
 
 
 def settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what is set at the moment."""
     try:
         with open(f"{os.fspath(folder)}/faults.json", encoding="utf-8") as file:
-            return {**_NOTHING, **json.load(file)}
+            return {**_nothing(), **json.load(file)}
     except FileNotFoundError:
-        return dict(_NOTHING)
+        return _nothing()
 
 
 def change(folder: str | os.PathLike[str], edit: Callable[[dict[str, Any]], Any]) -> Any:

@@ -77,7 +77,8 @@ def _kill(queue: Queue, job: JobRecord, number: str) -> None:
 
 def _lose(queue: Queue, job: JobRecord) -> None:
     """As after a SIGKILL of slurmctld: unknown to it, cancelled in the accounts, its id free."""
-    launch.send(job, signal.SIGKILL, step_too=True)
+    if job.state == "RUNNING":
+        launch.send(job, signal.SIGKILL, step_too=True)
     # The accounts are closed when the controller is back, never in the second of the start.
     job.state, job.cancelled_by, job.ended = "CANCELLED", None, time.time() + 1
     queue.account(job)
@@ -107,6 +108,7 @@ def _requeue(queue: Queue, job: JobRecord) -> None:
 
 def _say(queue: Queue, job: JobRecord, word: str) -> None:
     job.state = word
+    job.ended = job.ended or time.time()
 
 
 _NEEDS_RUNNING = frozenset({"node-failure", "preempt", "out-of-memory", "kill"})
