@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_batch.backends.carried import Cargo, directive_value
+from dask_batch.backends.carried import Cargo
+from dask_batch.backends.places import directive_value
 from dask_batch.backends.templating import render
 from dask_batch.errors import TemplateError
 
@@ -77,6 +79,35 @@ def test_any_text_arrives_as_it_is(value: str) -> None:
     assert printed_by(script, Path("/")) == [f"{value}.", value]
 
 
+PIECES = (
+    "{{ cwd }}", '"', "'", "$(", ")", "`", "#", " ", "\n", "\n#", "#SBATCH ", "\\", "(", "{ ", ";",
+    "<<EOF\n", "EOF\n", "<<-'E'\n", "E\n", "<<<", "$'", '$"', "$((", "))",
+    "{% raw %}${x#{% endraw %}", "}", "case x in x) ", "esac", "[[ ", " ]]", "&&", "|", "x", "x=", "echo ", "function f", "!",
+    "\t",
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(HOSTILE))
+def test_in_no_script_whatever_does_a_value_run(pieces: list[str], value: str) -> None:
+    """Most of these scripts are nonsense; the shell runs what it can of them."""
+    try:
+        script = render("#!/bin/bash\n{{ cwd }}" + "".join(pieces) + "{{ cwd }}", {"cwd": value})
+    except TemplateError:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        subprocess.run(
+            ["bash", "-c", script],
+            cwd=name,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+            env={"PATH": os.defpath},
+        )
+        assert "CANARY" not in os.listdir(name), script
+
+
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\x00b", "\x1b[2J", "a\n#SBATCH --uid=0"])
 def test_a_value_with_control_characters_is_refused_by_name(value: str) -> None:
     with pytest.raises(TemplateError, match="'mine' has a newline"):
@@ -94,6 +125,10 @@ def test_a_value_with_control_characters_is_refused_by_name(value: str) -> None:
         'ssh node "cd {{ cwd }}"\n',
         "eval cd {{ cwd }}\n",
         "x=$'{{ cwd }}'\n",
+        "echo $(( {{ cwd }} ))\n",
+        "echo \\{{ cwd }}\n",
+        "{% raw %}echo ${x:-'}{% endraw %}{{ cwd }}\n",
+        "echo $(case x in x) echo {{ cwd }};; esac)\n",
         "{{ cwd | upper }}\n",
         "{{ cwd | truncate(8, True) }}\n",
         "{{ cwd.split('/') }}\n",

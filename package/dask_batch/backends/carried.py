@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import re
 import secrets
-import shlex
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
+from dask_batch.backends.places import Kind, Place, Unsafe
 from dask_batch.errors import TemplateError
 
-__all__ = ["Cargo", "Carried", "directive_value"]
+__all__ = ["Cargo", "Carried"]
 
-_Kind: TypeAlias = Literal["path", "text", "command", "options"]
-
-_KINDS: Final[Mapping[str, _Kind]] = {
+_KINDS: Final[Mapping[str, Kind]] = {
     "command": "command",
     "cwd": "path",
     "error": "path",
@@ -41,7 +39,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
 _OWN_TEXT = frozenset({"job_script_prologue", "submission_template"})
 """These are shell text, and template text, of the user's own."""
 
-_PLAIN: Final[Mapping[_Kind, re.Pattern[str]]] = {
+_PLAIN: Final[Mapping[Kind, re.Pattern[str]]] = {
     "path": re.compile(r"[\w@%+=:,./-]*"),
     "text": re.compile(r"~?[\w@%+=:,./-]*"),
     "command": re.compile(r"[\w@%+=:,./\- ]*"),
@@ -49,40 +47,13 @@ _PLAIN: Final[Mapping[_Kind, re.Pattern[str]]] = {
 }
 """What means itself wherever it is printed."""
 
-_READ_TWICE = re.compile(r"(^|[\s;&|(])(eval|ssh)\s")
-_READ_AGAIN = re.compile(r"(^|[\s;&|(])(eval\s|ssh\s|-\w*c\s)")
-"""Commands that hand their arguments to a further shell."""
-
-_HEREDOC = re.compile(r"<<-?\s*\\?(['\"]?)(\w+)\1")
-
-
-def directive_value(text: object) -> str:
-    """Quote a value for a ``#SBATCH`` line where it needs it.
-
-    >>> directive_value("debug"), directive_value("/a b/1.out")
-    ('debug', '"/a b/1.out"')
-    """
-    string = str(text)
-    if string and not set(string) & set(" \t\"'\\#"):
-        return string
-    return f'"{_escaped(string, _IN_DIRECTIVE)}"'
-
-
-_IN_DIRECTIVE = re.compile(r'[\\"]')
-_IN_SHELL = re.compile(r'[\\"$`]')
-
-
-def _escaped(text: str, characters: re.Pattern[str]) -> str:
-    """Return what means ``text`` between double quotes."""
-    return characters.sub(r"\\\g<0>", text)
-
 
 class Carried:
     """A value that a template prints as its token."""
 
     __slots__ = ("kind", "name", "text", "token")
 
-    def __init__(self, name: str, text: str, kind: _Kind, token: str) -> None:
+    def __init__(self, name: str, text: str, kind: Kind, token: str) -> None:
         self.name = name
         self.text = text
         self.kind = kind
@@ -151,7 +122,7 @@ class Cargo:
         """
         if not self._items:
             return script
-        place = _Place()
+        place = Place()
         lines = script.split("\n")
         delivered = "\n".join(self._in_line(line, place) for line in lines)
         if self._mark.lower() in delivered.lower():
@@ -162,138 +133,26 @@ class Cargo:
             )
         return delivered
 
-    def _in_line(self, line: str, place: _Place) -> str:
+    def _in_line(self, line: str, place: Place) -> str:
         place.begin(line)
         pieces = []
         for piece in self._token.split(line):
             if piece in self._items:
-                pieces.append(place.quoted(self._items[piece], line))
+                pieces.append(self._in_place(self._items[piece], place, line))
             else:
                 place.advance(piece)
                 pieces.append(piece)
         place.end()
         return "".join(pieces)
 
-
-class _Place:
-    """Where in a script a token is: just as much of the shell's grammar as tells how to quote."""
-
-    def __init__(self) -> None:
-        self._quote = ""
-        self._outer: list[str] = []
-        """The quotes around each ``$(`` or ``(`` that is open."""
-        self._backticks = False
-        self._comment = ""
-        self._heredoc = ""
-        self._heredoc_next = ""
-
-    def begin(self, line: str) -> None:
-        """Enter a line."""
-        if self._heredoc:
-            if line.lstrip("\t") == self._heredoc:
-                self._heredoc = ""
-        elif not self._quote and line.startswith("#"):
-            self._comment = line.split(maxsplit=1)[0][:7]
-
-    def end(self) -> None:
-        """Leave a line."""
-        if self._comment:
-            self._comment, self._quote = "", ""
-        if self._heredoc_next:
-            self._heredoc, self._heredoc_next = self._heredoc_next, ""
-
-    def advance(self, text: str) -> None:
-        """Go on over a piece of the template's own text."""
-        i = 0
-        while i < len(text) and not self._heredoc:
-            i += self._step(text, i)
-
-    def _step(self, text: str, i: int) -> int:
-        """Take one step; return its length."""
-        c, two = text[i], text[i : i + 2]
-        if self._quote in ("'", "$'"):
-            if c == "\\" and (self._quote == "$'" or self._comment):
-                return 2
-            self._quote = "" if c == "'" else self._quote
-        elif c == "\\":
-            return 2
-        elif c == '"':
-            self._quote = "" if self._quote else '"'
-        elif self._comment:
-            self._quote = c if c == "'" and not self._quote else self._quote
-        elif c == "`":
-            self._backticks = not self._backticks
-        elif two == "$(":
-            self._outer.append(self._quote)
-            self._quote = ""
-            return 2
-        elif not self._quote:
-            return self._bare_step(text, i)
-        return 1
-
-    def _bare_step(self, text: str, i: int) -> int:
-        c, two = text[i], text[i : i + 2]
-        if c == "'" or two == "$'":
-            self._quote = "'" if c == "'" else "$'"
-            return len(self._quote)
-        if c == "(":
-            self._outer.append("")
-        elif c == ")" and self._outer:
-            self._quote = self._outer.pop()
-        elif c == "#" and (i == 0 or text[i - 1].isspace()):
-            self._comment = "#"
-        elif two == "<<" and text[i : i + 3] != "<<<":
-            match = _HEREDOC.match(text, i)
-            self._heredoc_next = match[2] if match else self._heredoc_next
-            return match.end() - i if match else 2
-        elif two == "<<":
-            return 3
-        return 1
-
-    def quoted(self, item: Carried, line: str) -> str:
-        """Return what means a value in this place."""
-        if self._comment == "#SBATCH":
-            return self._in_directive(item, line)
-        if self._comment and not self._comment.startswith("#!"):
-            return item.text
-        if self._comment or self._heredoc or self._backticks or self._quote == "$'":
-            raise _unsafe(item, line)
-        if (_READ_TWICE if item.kind == "command" else _READ_AGAIN).search(line) and not (
-            item.kind == "command" and self._quote
-        ):
-            raise _unsafe(item, line)
-        if self._quote == '"':
-            return _escaped(item.text, _IN_SHELL)
-        if self._quote == "'":
-            return item.text.replace("'", "'\"'\"'")
-        return _bare(item, line)
-
-    def _in_directive(self, item: Carried, line: str) -> str:
-        if self._quote == '"':
-            return _escaped(item.text, _IN_DIRECTIVE)
-        if self._quote:
-            if set(item.text) & set("'\\"):
-                raise _unsafe(item, line)
-            return item.text
-        return item.text if item.kind in ("options", "command") else directive_value(item.text)
-
-
-def _bare(item: Carried, line: str) -> str:
-    """Return what means a value outside of quotes."""
-    if item.kind == "command":
-        return item.text
-    if item.kind == "options":
+    def _in_place(self, item: Carried, place: Place, line: str) -> str:
         try:
-            return shlex.join(shlex.split(item.text))
-        except ValueError:
-            raise _unsafe(item, line) from None
-    return shlex.quote(item.text)
-
-
-def _unsafe(item: Carried, line: str) -> TemplateError:
-    where = re.sub(r"Carried[0-9A-F]+X\d+X", f"{{{{ {item.name} }}}}", line).strip()
-    return TemplateError(
-        f"{item.name!r} cannot be printed safely where the submission template has it: its value "
-        f"is {item.text!r}, and a shell would read it as code in\n    {where}\n"
-        "Print it as an argument of its own, or choose a value of letters and digits"
-    )
+            return place.quoted(item.text, item.kind, line)
+        except Unsafe:
+            where = self._token.sub(lambda token: f"{{{{ {self._items[token[0]].name} }}}}", line)
+            raise TemplateError(
+                f"{item.name!r} cannot be printed safely where the submission template has it: "
+                f"its value is {item.text!r}, and a shell might read it as code in\n"
+                f"    {where.strip()}\n"
+                "Print it as an argument of its own, or choose a value of letters and digits"
+            ) from None

@@ -25,7 +25,8 @@ from jinja2 import meta, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dask_batch.backends.carried import Cargo, Carried, directive_value
+from dask_batch.backends.carried import Cargo, Carried
+from dask_batch.backends.places import directive_value
 from dask_batch.errors import TemplateError
 
 __all__ = [
