@@ -82,8 +82,8 @@ def test_any_text_arrives_as_it_is(value: str) -> None:
 PIECES = (
     "{{ cwd }}", '"', "'", "$(", ")", "`", "#", " ", "\n", "\n#", "#SBATCH ", "\\", "(", "{ ", ";",
     "<<EOF\n", "EOF\n", "<<-'E'\n", "E\n", "<<<", "$'", '$"', "$((", "))",
-    "{% raw %}${x#{% endraw %}", "}", "case x in x) ", "esac", "[[ ", " ]]", "&&", "|", "x", "x=", "echo ", "function f", "!",
-    "\t",
+    "{% raw %}${x#{% endraw %}", "}", "case x in x) ", "esac", "[[ ", " ]]", "&&", "|", "x", "x=",
+    "echo ", "function f", "!", "\t",
 )  # fmt: skip
 
 
