@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Recorder:
 
     name = "local"
     shared = False
-    default_max_jobs = None
+    default_max_jobs: int | None = None
 
     def __init__(self) -> None:
         self.states: dict[str, JobState] = {}
@@ -48,7 +48,7 @@ class Recorder:
                 error = SubmissionError(1, ["submit"], "no such partition")
                 error.job_name = job.name
                 raise error
-            job_id = str(len(self.names) + 1)
+            job_id = str(len(self.jobs) + 1)
             self.names[job.name] = job_id
             self.states[job_id] = JobState.WAITING if job.parents else JobState.HELD
             self.jobs.append(job)
@@ -60,6 +60,10 @@ class Recorder:
         for job_id in job_ids:
             if self.states[job_id] is JobState.HELD:
                 self.states[job_id] = JobState.WAITING
+
+    def rerun(self, job: Job, job_id: str, dependents: Mapping[str, Sequence[str]]) -> str:
+        self.states[job_id] = JobState.WAITING
+        return job_id
 
     def status(self, job_ids: Collection[str]) -> dict[str, JobStatus]:
         return {i: JobStatus(i, self.states[i]) for i in job_ids if i in self.states}

@@ -50,7 +50,7 @@ def cache(tmp_path: Path) -> Cache:
 
 def prepare(cache: Cache, *collections: Any, **options: Any) -> tuple[PreparedJob, ...]:
     chosen = Options("local", cache.path, **options)
-    preparer = Preparer(cache, Recorder(), chosen)  # type: ignore[arg-type]
+    preparer = Preparer(cache, Recorder(), chosen)
     return preparer.graph(ingested(*collections), Surroundings.current(ENVIRONMENT)).jobs
 
 
@@ -77,7 +77,7 @@ def plain(job: PreparedJob) -> PreparedJob:
 def test_a_run_is_read_back_as_it_was_prepared(cache: Cache) -> None:
     jobs = prepare(cache, example())
     claims = Claims(cache)
-    standings = Standings(cache, claims, Recorder(), lambda name: None)  # type: ignore[arg-type]
+    standings = Standings(cache, claims, Recorder(), lambda name: None)
     handed = HandOver(standings, common={})(jobs, {})
     assert handed.run_id is not None
     run = claims.run(handed.run_id)
@@ -91,7 +91,7 @@ def test_a_run_that_was_read_back_can_be_handed_over_and_read_back(cache: Cache)
     read = []
     for _ in range(2):
         backend = Recorder()
-        standings = Standings(cache, claims, backend, lambda name: None)  # type: ignore[arg-type]
+        standings = Standings(cache, claims, backend, lambda name: None)
         handed = HandOver(standings, common={})(jobs, {})
         assert handed.run_id is not None
         jobs = reread_jobs(cache, claims.run(handed.run_id), environment=ENVIRONMENT)
@@ -102,7 +102,7 @@ def test_a_run_that_was_read_back_can_be_handed_over_and_read_back(cache: Cache)
 def test_one_job_is_as_it_was_handed_over_but_for_its_parents(cache: Cache) -> None:
     backend = Recorder()
     claims = Claims(cache)
-    standings = Standings(cache, claims, backend, lambda name: None)  # type: ignore[arg-type]
+    standings = Standings(cache, claims, backend, lambda name: None)
     jobs = prepare(cache, example())
     handed = HandOver(standings, common={})(jobs, {})
     assert handed.run_id is not None
@@ -132,7 +132,7 @@ def test_how_a_job_is_repeated_is_kept(cache: Cache) -> None:
 def test_a_run_of_a_version_that_did_not_keep_resources_says_so(cache: Cache) -> None:
     jobs = prepare(cache, join(1))
     claims = Claims(cache)
-    standings = Standings(cache, claims, Recorder(), lambda name: None)  # type: ignore[arg-type]
+    standings = Standings(cache, claims, Recorder(), lambda name: None)
     run = HandOver(standings, common={})._run(jobs)
     claims.begin(run)
     write_definitions(cache, run.id, {"run": run.id}, [DefinitionDraft({}, Pickled(b""))])
