@@ -2,101 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
-import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
-from dask_batch.backends.base import Job, JobState
-from dask_batch.backends.command import client_environment
-from dask_batch.backends.slurm.backend import SlurmBackend
+from dask_batch.backends.base import JobState
 from dask_batch.errors import ResourceError, SubmissionError, TemplateError
-from dask_batch.resources import for_dask_task
+from slurm_cluster import OWN_TEMPLATE, PATIENCE_S, Cluster
 
 pytestmark = pytest.mark.slurm
-
-PATIENCE_S = 120.0
-
-OWN_TEMPLATE = """\
-#!/bin/bash
-#SBATCH --output=time.out
-#SBATCH --job-name={{job_name}}
-#SBATCH --chdir={{working_directory}}
-#SBATCH --get-user-env=L
-#SBATCH --partition={{partition}}
-{%- if run_time_max %}
-#SBATCH --time={{ [1, run_time_max // 60]|max }}
-{%- endif %}
-{%- if dependency %}
-#SBATCH --dependency=afterok:{{ dependency | join(',') }}
-{%- endif %}
-{%- if memory_max %}
-#SBATCH --mem={{memory_max}}G
-{%- endif %}
-#SBATCH --ntasks={{cores}}
-
-{{command}}
-"""
-
-
-@dataclass
-class Cluster:
-    """A backend whose jobs run given shell lines, and what a test asks of it."""
-
-    logs: Path
-    run: str = field(default_factory=lambda: secrets.token_hex(4))
-    lines: dict[int, str] = field(default_factory=dict)
-    ids: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.backend = SlurmBackend(command=lambda job: ["sh", "-c", self.lines[job.index]])
-
-    def job(
-        self,
-        line: str = "true",
-        parents: Sequence[Job] = (),
-        after: Sequence[str] = (),
-        **resources: object,
-    ) -> Job:
-        index = len(self.lines)
-        self.lines[index] = line
-        return Job(
-            name=f"test.job-{self.run}_{index}",
-            definition=Path("/none"),
-            index=index,
-            resources=for_dask_task(resources),
-            parents=tuple(parent.name for parent in parents),
-            after=tuple(after),
-            log_directory=self.logs,
-            working_directory=self.logs,
-            environment=client_environment(),
-        )
-
-    def submit(self, *jobs: Job) -> None:
-        self.backend.submit(jobs, self.ids.__setitem__)
-
-    def go(self, *jobs: Job) -> None:
-        """Check, submit and release."""
-        self.backend.check(jobs)
-        self.submit(*jobs)
-        self.backend.release([self.ids[job.name] for job in jobs if not job.parents])
-
-    def state(self, job: Job) -> JobState | None:
-        status = self.backend.status([self.ids[job.name]]).get(self.ids[job.name])
-        return status and status.state
-
-    def wait_for(self, job: Job, *states: JobState) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while self.state(job) not in states:
-            assert time.monotonic() < deadline, f"{self.state(job)} is none of {states}"
-            time.sleep(0.05)
-
-    def output(self, job: Job) -> str:
-        return (self.logs / f"{job.index}.out").read_text()
 
 
 @pytest.fixture
@@ -105,13 +19,6 @@ def cluster(slurm, tmp_path):
     cluster = Cluster(logs)
     yield cluster
     cluster.backend.close()
-
-
-def described(job_id: str) -> dict[str, str]:
-    """Return what slurmctld knows of a job."""
-    argv = ["scontrol", "-o", "show", "job", job_id]
-    out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    return dict(word.split("=", 1) for word in out.split() if "=" in word)
 
 
 def test_nothing_starts_before_it_is_released(cluster, slurm):
@@ -164,7 +71,7 @@ def test_a_template_of_executorlib_with_three_parents(cluster):
     cluster.go(*parents, child, orphan)
     cluster.wait_for(child, JobState.COMPLETED)
     cluster.wait_for(orphan, JobState.DEPENDENCY_FAILED)
-    seen = described(cluster.ids[child.name])
+    seen = cluster.described(child)
     assert (seen["NumCPUs"], seen["TimeLimit"]) == ("2", "00:03:00")
 
 
@@ -173,7 +80,7 @@ def test_cpus_are_allocated_and_threads_set(cluster):
     cluster.go(job)
     cluster.wait_for(job, JobState.COMPLETED)
     assert cluster.output(job) == "4 4\n"
-    seen = described(cluster.ids[job.name])
+    seen = cluster.described(job)
     assert (seen["NumCPUs"], seen["MinMemoryNode"]) == ("4", "308M")
 
 
@@ -329,5 +236,5 @@ def test_every_directive_of_the_builtin_template_is_accepted_by_sbatch(cluster):
     cluster.go(job)
     cluster.wait_for(job, JobState.COMPLETED)
     assert cluster.output(job) == "yes 2 2\n"
-    seen = described(cluster.ids[job.name])
+    seen = cluster.described(job)
     assert (seen["TimeLimit"], seen["Account"], seen["Nice"]) == ("00:02:00", "test", "10")

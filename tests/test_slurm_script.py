@@ -15,28 +15,7 @@ from dask_batch.backends.slurm.parse import NodeKind
 from dask_batch.backends.slurm.script import job_command, sbatch_arguments, script_text
 from dask_batch.errors import ResourceError, TemplateError
 from dask_batch.resources import for_dask_task
-
-OWN = """\
-#!/bin/bash
-#SBATCH --output=time.out
-#SBATCH --job-name={{job_name}}
-#SBATCH --chdir={{working_directory}}
-#SBATCH --get-user-env=L
-#SBATCH --partition={{partition}}
-{%- if run_time_max %}
-#SBATCH --time={{ [1, run_time_max // 60]|max }}
-{%- endif %}
-{%- if dependency %}
-#SBATCH --dependency=afterok:{{ dependency | join(',') }}
-{%- endif %}
-{%- if memory_max %}
-#SBATCH --mem={{memory_max}}G
-{%- endif %}
-#SBATCH --ntasks={{cores}}
-
-{{command}}
-"""
-"""A template as users of executorlib have it."""
+from slurm_cluster import OWN_TEMPLATE as OWN
 
 
 def a_job(logs="/logs", parents=(), after=(), template=None, variables=(), **resources):

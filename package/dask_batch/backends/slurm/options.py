@@ -56,6 +56,7 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--help": "nothing would be submitted",
     "--job-name": "use the resource job_name",
     "-J": "use the resource job_name",
+    "--kill-on-invalid-dep": "what fails with a job depends on whether that is repeated",
     "--output": "logs are where their reader expects them",
     "-o": "logs are where their reader expects them",
     "--test-only": "nothing would be submitted",

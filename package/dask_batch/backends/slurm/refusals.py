@@ -23,9 +23,10 @@ class Meaning(enum.Enum):
     REFUSED = "refused"
     """For good."""
     FULL = "full"
-    """The user has as many jobs as Slurm takes of one user."""
+    """A group of users has as many jobs as Slurm takes of it."""
     PERHAPS_FULL = "perhaps full"
-    """That, or a request that will never be met: Slurm does not say which."""
+    """The user has as many jobs as Slurm takes of one user; or, for a user without jobs, may have
+    none at all (a limit of 0 stands for "name an account"), or asks for more than is ever given."""
     UNCLEAR = "unclear"
     """The job may have been taken, or may be taken later."""
 
@@ -34,11 +35,8 @@ SATURATED = re.compile(
     r"(temporarily unable to accept job|job queue full), sleeping", re.IGNORECASE
 )
 """At ``MaxJobCount`` sbatch says so, and asks again for two minutes."""
-_FULL = re.compile(
-    r"(Assoc|QOS)\w*Submit\w*Limit"  # AssocGrpSubmitJobsLimit, QOSMaxSubmitJobPerUserLimit, ...
-    r"|Reached \w+ per-user submission limit",
-    re.IGNORECASE,
-)
+_FULL = re.compile(r"(AssocGrp|QOSGrp)Submit\w*|QOSMaxSubmit\w*PerAccount\w*", re.IGNORECASE)
+_USER_FULL = re.compile(r"(Assoc|QOS)Max\w*Submit\w*", re.IGNORECASE)
 _LIMIT_NAME = re.compile(r"\b(Assoc|QOS)(Grp|Max|Min|Job|Time|Usage|Resource)\w*\b")
 _POLICY = re.compile(r"violates accounting/QOS policy", re.IGNORECASE)
 _TEMPORARY = re.compile(
@@ -76,6 +74,8 @@ def meaning(failure: CommandError) -> Meaning:
     words = failure.stderr
     if _FULL.search(words):
         return Meaning.FULL
+    if _USER_FULL.search(words):
+        return Meaning.PERHAPS_FULL
     if _POLICY.search(words):
         return Meaning.REFUSED if _LIMIT_NAME.search(words) else Meaning.PERHAPS_FULL
     if failure.returncode in (None, 0) or _TEMPORARY.search(words):

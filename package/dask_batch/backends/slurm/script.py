@@ -102,6 +102,9 @@ def script_text(job: Job, dependency: Dependency, command: Sequence[str]) -> str
     text = templating.render(source, variables)
     if not own:
         return text
+    if dependency.patient:
+        # One "yes" among several counts, wherever it stands (22.05).
+        text = text.replace("--kill-on-invalid-dep=yes", "--kill-on-invalid-dep=no")
     prologue = job.resources.get("job_script_prologue")
     if prologue and "job_script_prologue" not in templating.template_variables(source):
         text = _with_prologue(text, prologue)

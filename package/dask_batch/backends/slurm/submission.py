@@ -94,12 +94,16 @@ class Submitter:
         path = write_script(job, script)
         argv = ["sbatch", *arguments, str(path)]
         patience = Patience(self._waiting, f"submitting job {job.name}")
+        doubted = False
         while True:
             outcome = self._once(job, argv, path)
             if isinstance(outcome, str):
                 return outcome
             what = self._meaning(outcome)
-            if what is Meaning.REFUSED:
+            if what is Meaning.PERHAPS_FULL and not doubted:
+                doubted = True  # the last of the jobs may have ended between the two questions
+                continue
+            if what in (Meaning.REFUSED, Meaning.PERHAPS_FULL):
                 raise _refusal(SubmissionError, job, outcome, path)
             if what is Meaning.FULL:
                 raise _refusal(QueueFullError, job, outcome, path)
@@ -126,7 +130,7 @@ class Submitter:
             return what
         try:
             # Of a user without jobs no number of jobs can be at its limit.
-            return Meaning.FULL if self._busy() else Meaning.REFUSED
+            return Meaning.FULL if self._busy() else what
         except BackendError as error:
             logger.debug("whether there are jobs in the queue cannot be told: %s", error)
             return Meaning.FULL
