@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dask_batch.backends.base import JobStatus
 from dask_batch.backends.local.connection import Connection
@@ -26,11 +28,16 @@ def local_jobs() -> list[LocalJob]:
     connection = _existing()
     if connection is None:
         return []
+    records: list[Sequence[Any]] = []
     try:
-        answer = connection.request([{"type": "list"}])
+        first: int | None = 0
+        while first is not None:
+            answer = connection.request([{"type": "list", "from": first}])
+            records += answer["jobs"]
+            first = answer["next"]
     finally:
         connection.close()
-    return [LocalJob(record[5], status_of(record)) for record in answer["jobs"]]
+    return [LocalJob(record[5], status_of(record)) for record in records]
 
 
 def stop_local_queue(*, wait: bool = True, kill_jobs: bool = False) -> bool:

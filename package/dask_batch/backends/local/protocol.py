@@ -144,8 +144,18 @@ class Channel:
             select.select([], [self.socket], [])
             self.flush()
 
-    def receive(self) -> Iterator[Message]:
+    @property
+    def unsent_bytes(self) -> int:
+        """How much the peer has not taken yet."""
+        return len(self._unsent)
+
+    def receive(self, at_most_bytes: int | None = None) -> Iterator[Message]:
         """Yield the messages that have arrived; return when there are no more for now.
+
+        Parameters
+        ----------
+        at_most_bytes
+            About how much to read at once, so that nobody else has to wait.
 
         Raises
         ------
@@ -154,7 +164,8 @@ class Channel:
         ProtocolError
             It sent what is no message.
         """
-        while True:
+        read = 0
+        while at_most_bytes is None or read < at_most_bytes:
             try:
                 data = self.socket.recv(_RECEIVE_BYTES)
             except (BlockingIOError, InterruptedError):
@@ -163,6 +174,7 @@ class Channel:
                 raise EOFError(str(error)) from error
             if not data:
                 raise EOFError("the connection was closed")
+            read += len(data)
             yield from self._reader.feed(data)
 
     def close(self) -> None:

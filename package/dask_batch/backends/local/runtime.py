@@ -54,7 +54,7 @@ class Runtime:
         """
         directory = _choose_directory()
         try:
-            directory.mkdir(mode=0o700, parents=DIRECTORY_VARIABLE in os.environ, exist_ok=True)
+            _make(directory)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             raise BackendUnavailableError(
@@ -91,7 +91,9 @@ class Runtime:
 
     def open_private(self, kind: str, flags: int) -> int:
         """Open one of the queue's files, owner-only, and return its descriptor."""
-        return os.open(self.path(kind), flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(self.path(kind), flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.fchmod(descriptor, 0o600)  # a umask may have taken our own bits
+        return descriptor
 
 
 def _choose_directory() -> Path:
@@ -101,6 +103,16 @@ def _choose_directory() -> Path:
     shared = Path("/tmp")
     usable = sys.platform != "darwin" and os.access(shared, os.W_OK | os.X_OK)
     return (shared if usable else Path(tempfile.gettempdir())) / f"dask-batch-{os.getuid()}"
+
+
+def _make(directory: Path) -> None:
+    """Make the directory if it is missing."""
+    try:
+        directory.mkdir(mode=0o700, parents=DIRECTORY_VARIABLE in os.environ)
+    except FileExistsError:
+        return  # whose it is, and of what mode, is asked of the open directory
+    if stat.S_IMODE(directory.lstat().st_mode) != 0o700:
+        os.chmod(directory, 0o700)  # a umask took our own bits
 
 
 def _refuse_foreign(directory: Path, status: os.stat_result) -> None:

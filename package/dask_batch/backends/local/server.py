@@ -49,6 +49,9 @@ _KEEP_HELD_S = 600.0
 _FIRST_CLIENT_S = 10.0
 """How long it waits at least for the client that has started it, however hasty it is else."""
 _HOUSEKEEPING_S = 60.0
+_READ_AT_ONCE_BYTES = 4 * 2**20
+_MOST_UNSENT_BYTES = 64 * 2**20
+_NO_DESCRIPTORS_S = 0.05
 
 
 class Server:
@@ -133,6 +136,7 @@ class Server:
             connection, _ = self._housing.listener.accept()
         except OSError as error:  # the client has gone again, or there are no descriptors left
             _LOG.warning("a connection was lost: %s", error)
+            time.sleep(_NO_DESCRIPTORS_S)  # nobody is served faster by trying at once
             return
         if peer_uid(connection) != os.getuid():
             _LOG.warning("a connection of user %d was refused", peer_uid(connection))
@@ -146,7 +150,9 @@ class Server:
         """Answer what a client has sent."""
         try:
             client.channel.flush()
-            for message in client.channel.receive():
+            if client.channel.unsent_bytes > _MOST_UNSENT_BYTES:
+                return  # it asks, and does not read the answers
+            for message in client.channel.receive(_READ_AT_ONCE_BYTES):
                 answer = self._service.answer(client, message, time.monotonic())
                 if answer is not None:
                     client.channel.send(answer)
@@ -177,11 +183,12 @@ class Server:
                 self._drop(client)
 
     def _watch_unsent(self) -> None:
-        """Wait for room only where there is something to send."""
+        """Wait for room only where there is something to send, and read from who listens."""
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, Channel):
-                events = selectors.EVENT_READ
-                if key.fileobj.unsent:
+                unsent = key.fileobj.unsent_bytes
+                events = selectors.EVENT_READ if unsent <= _MOST_UNSENT_BYTES else 0
+                if unsent:
                     events |= selectors.EVENT_WRITE
                 if events != key.events:
                     self._selector.modify(key.fileobj, events, key.data)

@@ -16,7 +16,8 @@ request     fields              answer
 ``status``  ``jobs``            ``jobs``: records of those that are known
 ``find``    ``names``           ``found``: ``jobs``, name to id
 ``cancel``  ``jobs``            ``done``
-``list``                        ``jobs``: records of those that have not ended
+``list``    ``from`` (number)   ``jobs``: records of those that have not ended, from there on;
+                                ``next``: the number from which there are more, or None
 ``stop``    ``kill``            ``stopping``
 =========== =================== ==================================================================
 
@@ -30,6 +31,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from dask_batch.backends.base import JobState
@@ -216,10 +218,14 @@ class Service:
         return {"type": "found", "jobs": found}
 
     def _list(self, client: Client, message: Message, now: float) -> Message:
-        return {
-            "type": "jobs",
-            "jobs": [self._record(j) for j in self._queue.jobs if not j.state.ended],
-        }
+        first = message.get("from")
+        if type(first) is not int:
+            raise ProtocolError("from is not a number")
+        rest = (job for job in self._queue.jobs if job.number >= first and not job.state.ended)
+        found = list(islice(rest, _NEWS_PER_MESSAGE + 1))
+        records = [self._record(job) for job in found[:_NEWS_PER_MESSAGE]]
+        more = found[_NEWS_PER_MESSAGE:]
+        return {"type": "jobs", "jobs": records, "next": more[0].number if more else None}
 
     def tell(self, client: Client) -> None:
         """Send a client the latest of its jobs, if it has read what was sent before."""
