@@ -151,14 +151,19 @@ class GraphRun:
         joined = len(handed.under_way) - len(submitted)
         if joined > 0:
             said += f", {joined} job(s) under way already"
-        if not submitted:
+        if not submitted and not handed.left:
             return f"{said}, nothing to submit"
-        span = submitted[0] if len(submitted) == 1 else f"{submitted[0]} .. {submitted[-1]}"
-        return (
-            f"{said}, {len(submitted)} job(s) submitted to {self._engine.backend.name} ({span}) "
-            f"as run {handed.run_id}. They go on without this process; run the same again to "
-            "come back to them."
-        )
+        if submitted:
+            span = submitted[0] if len(submitted) == 1 else f"{submitted[0]} .. {submitted[-1]}"
+            backend = self._engine.backend.name
+            said += (
+                f", {len(submitted)} job(s) submitted to {backend} ({span}) as run {handed.run_id}"
+            )
+        if handed.left:
+            said += f", {len(handed.left)} job(s) wait for room in its queue"
+        if handed.left and handed.heir is None:
+            return f"{said}. What waits is handed over while this process lives."
+        return f"{said}. They go on without this process; run the same again to come back to them."
 
     def farewell(self) -> str:
         """Return what to say when the one who waits leaves."""

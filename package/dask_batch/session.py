@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dask_batch import resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job
 from dask_batch.cache.claims import Claims
+from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
 from dask_batch.config import Options, client_environment
 from dask_batch.deferred import Deferred
@@ -30,11 +33,28 @@ from dask_batch.watch import Pace, Watch
 
 __all__ = ["Session", "open_session"]
 
+logger = logging.getLogger(__name__)
+
 
 def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
     cache = Cache(options.cache_directory)
-    return Session(cache, open_backend(options.backend, max_workers=options.max_workers), options)
+    backend = open_backend(options.backend, max_workers=options.max_workers)
+    if backend.shared:
+        _warn_of_local_files(cache.path)
+    return Session(cache, backend, options)
+
+
+@functools.cache
+def _warn_of_local_files(folder: Path) -> None:
+    """Say once that jobs on other machines may not see the cache."""
+    why = why_not_shared(folder)
+    if why:
+        logger.warning(
+            "jobs on other nodes may not see the cache %s: %s. Choose a folder on a file system "
+            "that the nodes share: cache_directory=, or batch.cache-directory.",
+            folder, why,
+        )  # fmt: skip
 
 
 class Session:
