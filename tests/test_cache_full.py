@@ -166,13 +166,13 @@ def test_a_hand_over_that_does_not_fit_fails_its_caller_and_blocks_nobody(small:
     cache = Cache(small / "cache")
     with SingleNodeExecutor(cache_directory=cache.path) as executor:
         assert executor.submit(pow, 2, 5).result(timeout=120) == 32
-        for leave in (0, 2 * PAGE, 4 * PAGE, 6 * PAGE):
-            filler = fill(small, leave=leave)
-            failed = executor.submit(len, bytes(20_000) + bytes([leave // PAGE]))
-            assert isinstance(failed.exception(timeout=120), FullError), leave
+        for pages in range(8):
+            filler = fill(small, leave=pages * PAGE)
+            failed = executor.submit(len, bytes(20_000) + bytes([pages]))
+            assert isinstance(failed.exception(timeout=120), FullError), pages
             filler.unlink()
-        again = executor.submit(len, bytes(20_000) + bytes([0]))
-        assert again.result(timeout=120) == 20_001
+            again = executor.submit(len, bytes(20_000) + bytes([pages]))
+            assert again.result(timeout=120) == 20_001, pages
     assert verify(cache.path).ok
     assert "temporary" not in clean(cache.path).removed
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from dask_batch.cache.lines import append_line, read_lines
-from dask_batch.errors import CacheError
+from dask_batch.errors import CacheError, FullError
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
@@ -64,3 +66,20 @@ def test_lines_that_others_may_have_written_are_not_read(tmp_path: Path) -> None
     (tmp_path / "log").chmod(0o622)
     with pytest.raises(CacheError, match="may be written by others"):
         list(read_lines(tmp_path / "log"))
+
+
+def test_what_was_aborted_is_said_on_a_full_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    append_line(tmp_path / "log", {"event": "job"})
+    with monkeypatch.context() as no_space:
+        no_space.setattr("os.write", full)
+        for path in (tmp_path / "log", tmp_path / "other"):
+            append_line(path, {"event": "aborted", "reason": "no space"})
+            with pytest.raises(FullError):
+                append_line(path, {"event": "accepted"})
+    assert list(read_lines(tmp_path / "log")) == [{"event": "job"}, {"event": "aborted"}]
+    assert list(read_lines(tmp_path / "other")) == [{"event": "aborted"}]

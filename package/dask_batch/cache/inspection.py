@@ -211,7 +211,7 @@ _KINDS: Final[Mapping[str, tuple[tuple[str, Callable[[Path], None]], ...]]] = {
         (r"[^.].*\.heir\.[0-9]+", _check_record),
         (r"[^.].*\.log(\.[0-9]+)?", _check_log),
         (r"[^.].*\.json", _check_run),
-        (r"[^.].*\.settled", _check_mark),
+        (r"[^.].*\.(settled|log(\.[0-9]+)?\.aborted)", _check_mark),
     ),
     "claims": ((rf"{_KEY}\.[0-9]+", _check_of_key),),
     "attempts": (

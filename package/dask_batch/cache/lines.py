@@ -6,6 +6,7 @@ id of a job would else be another job.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,18 +18,40 @@ import xxhash
 
 from dask_batch.cache.files import open_owned, publish_bytes, read_owned, write_all
 from dask_batch.cache.refusals import explain
+from dask_batch.errors import FullError
 
 __all__ = ["altered_lines", "append_line", "line_of", "read_lines"]
 
+_ABORTED = "aborted"
 _SEALED = re.compile(rb"(.*)\t([0-9a-f]{16})")
 
 
 def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> None:
     """Append one JSON record as a line. There must be only one writer.
 
-    If an earlier write was torn, the record begins on a line of its own.
+    If an earlier write was torn, the record begins on a line of its own. That something was aborted
+    must be said on a full disk, too: if the line does not fit, an empty file says so by its name.
+
+    Raises
+    ------
+    FullError
+        It does not fit.
+    CacheError
+        It cannot be written.
     """
-    line = line_of(record)
+    try:
+        _append(path, line_of(record), durable=durable)
+    except FullError:
+        if record.get("event") != _ABORTED:
+            raise
+        publish_bytes(_said_by_name(path), b"", durable=False)
+
+
+def _said_by_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{_ABORTED}")
+
+
+def _append(path: Path, line: bytes, *, durable: bool) -> None:
     fd = _open_for_append(path)
     try:
         size = os.fstat(fd).st_size
@@ -58,14 +81,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     died or a disk that was full, or damaged, and is passed over. (The first lines of format 1 had
     no checksum.)
     """
-    try:
-        content = read_owned(path)
-    except FileNotFoundError:
-        return
-    for line in content.split(b"\n"):
-        record = _record(line)
-        if record is not None:
-            yield record
+    with contextlib.suppress(FileNotFoundError):
+        for line in read_owned(path).split(b"\n"):
+            record = _record(line)
+            if record is not None:
+                yield record
+    if _said_by_name(path).exists():
+        yield {"event": _ABORTED}
 
 
 def altered_lines(path: Path) -> int:

@@ -24,7 +24,9 @@ _SHARDED = ("results", "claims", "attempts", "names", "checkpoints")
 _MOVED = re.compile(r".*\.([0-9]{15,20})\.[0-9a-f]{8}\.[a-z0-9]+")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
-_OF_A_RUN = re.compile(r"\.((wanted|disowned)\.[^.]*|heir\.[0-9]+|log(\.[0-9]+)?|settled)\Z")
+_OF_A_RUN = re.compile(
+    r"\.((wanted|disowned)\.[^.]*|heir\.[0-9]+|log(\.[0-9]+)?(\.aborted)?|settled)\Z"
+)
 
 
 class Sweep:
