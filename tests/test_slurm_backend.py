@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 import time
 
 import pytest
 
 from dask_batch.backends.base import JobState
-from dask_batch.errors import ResourceError, SubmissionError, TemplateError
+from dask_batch.errors import QueueFullError, ResourceError, SubmissionError, TemplateError
 from slurm_cluster import OWN_TEMPLATE, PATIENCE_S, Cluster
 
 pytestmark = pytest.mark.slurm
@@ -142,6 +145,52 @@ def test_a_signal_is_told(cluster):
     cluster.go(job)
     cluster.wait_for(job, JobState.FAILED)
     assert cluster.backend.status([cluster.ids[job.name]])[cluster.ids[job.name]].signal == 11
+
+
+def python(program: str) -> str:
+    """Return the shell line that becomes a Python program."""
+    return f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)}"
+
+
+def test_python_itself_is_warned_before_the_time_limit(cluster):
+    job = cluster.job(
+        python(
+            "import signal, sys, time; "
+            "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7)); "
+            "time.sleep(1000)"
+        ),
+        run_time_max=60,
+    )
+    cluster.go(job)
+    cluster.wait_for(job, JobState.FAILED)
+    assert cluster.status(job).exit_code == 7
+
+
+def test_a_warning_that_nobody_handles_ends_nothing(cluster):
+    job = cluster.job("sleep 1")
+    cluster.go(job)
+    cluster.wait_for(job, JobState.RUNNING)
+    argv = ["scancel", "--batch", "--signal=USR1", cluster.ids[job.name]]
+    subprocess.run(argv, check=True)
+    cluster.wait_for(job, JobState.COMPLETED)
+
+
+def test_memory_is_told(cluster):
+    if "task/cgroup" not in subprocess.getoutput("scontrol show config"):
+        pytest.skip("Slurm tells of memory where it has a cgroup to enforce it (SLURM_TEST_OOM)")
+    job = cluster.job(python("print(len(bytearray(400 << 20)))"), memory_max=0.1)
+    cluster.go(job)
+    cluster.wait_for(job, JobState.OUT_OF_MEMORY)
+
+
+def test_a_users_limit_on_jobs_is_a_full_queue(cluster, slurm):
+    if "limits" not in subprocess.getoutput("scontrol show config | grep StorageEnforce"):
+        pytest.skip("this Slurm enforces no limits; that of ci/slurm/slurm-up does")
+    roots = [cluster.job(qos="tiny") for _ in range(9)]
+    with pytest.raises(QueueFullError, match="QOSMaxSubmitJobPerUserLimit") as caught:
+        cluster.submit(*roots)
+    assert caught.value.job_name not in cluster.ids
+    assert len(slurm()) == len(cluster.ids) <= 5
 
 
 def test_a_job_that_the_queue_forgot_is_in_the_accounting(cluster, monkeypatch):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,50 @@ def test_what_some_node_can_meet_is_not_refused(asked):
 
 def test_where_nothing_is_known_nothing_is_refused():
     refuse_what_cannot_be(a_job(partition="any", cores=10**6).resources, [])
+
+
+@pytest.mark.parametrize(
+    ("run_time_max", "seconds"), [(None, 60), (1, 6), (60, 6), (61, 12), (599, 60), (86400, 60)]
+)
+def test_a_job_is_warned_a_share_of_its_time_before_the_end(run_time_max, seconds):
+    lines = text_of(a_job(run_time_max=run_time_max)).splitlines()
+    assert f"#SBATCH --signal=B:USR1@{seconds}" in lines
+    assert "trap '' USR1" in lines
+    assert lines[-1].startswith("exec env ")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"job_script_prologue": ["d=$(mktemp -d)", "trap 'rm -r $d' EXIT"]},
+        {"template": "#!/bin/bash\n{{ command }}\n"},
+    ],
+)
+def test_a_shell_that_stays_is_not_sent_a_signal_that_kills_it(asked):
+    text = text_of(a_job(**asked))
+    assert "--signal" not in text
+    assert "exec " not in text
+
+
+def test_a_template_cannot_have_a_dependent_removed_that_must_stay():
+    template = "#!/bin/bash\n#SBATCH -N1 --kill-on-invalid-dep=yes\n{{ command }}\n"
+    job = a_job(template=template, parents=["p"])
+    patient = dependency_of(job, ["1"], patient=True)
+    assert "--kill-on-invalid-dep=no" in script_text(job, patient, job_command(job))
+    assert "--kill-on-invalid-dep=no" in sbatch_arguments(job, patient, hold=False)
+    assert "--kill-on-invalid-dep=yes" in text_of(job, ["1"])
+    with pytest.raises(ResourceError, match="--kill-on-invalid-dep"):
+        refuse_reserved(a_job(slurm_cmd_args="--kill-on-invalid-dep=no").resources)
+
+
+def test_the_script_that_is_shown_says_what_the_command_line_does():
+    job = replace(a_job(parents=["p"]), repeatable=True, patient=True)
+    lines = directives(text_of(job, ["1"]))
+    for option in ("--requeue", "--kill-on-invalid-dep=no", "--dependency=afterok:1"):
+        assert option in lines
+        assert option in arguments_of(job, ["1"])
+
+
+def test_another_program():
+    command = job_command(replace(a_job(), program="dask_batch.steward"))
+    assert command[1:4] == ["-P", "-m", "dask_batch.steward"]

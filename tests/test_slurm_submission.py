@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,12 @@ from dask_batch.backends.slurm.backend import SlurmBackend
 from dask_batch.backends.slurm.parallel import submit_together
 from dask_batch.backends.slurm.patience import PATIENCE_S, Waiting
 from dask_batch.backends.slurm.submission import Submitter, submission_environment
-from dask_batch.errors import BackendUnavailableError, CommandError, SubmissionError
+from dask_batch.errors import (
+    BackendUnavailableError,
+    CommandError,
+    QueueFullError,
+    SubmissionError,
+)
 from dask_batch.resources import for_dask_task
 
 
@@ -166,6 +173,104 @@ def test_a_wrapper_that_hides_the_id_is_looked_up(program, job):
     assert Clock().submitter(lambda names: {"job-0": "9"})(job(), [], "text") == "9"
 
 
+def test_a_wrapper_that_hides_the_id_of_a_job_that_is_not_there_is_not_called_again(
+    program, job, tmp_path
+):
+    program("sbatch", f"echo x >> {tmp_path}/calls; echo 'Thank you'")
+    with pytest.raises(SubmissionError, match="Thank you"):
+        Clock().submitter()(job(), [], "text")
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+def test_nothing_is_repeated_as_long_as_the_look_up_fails(program, job, tmp_path):
+    program("sbatch", f"echo x >> {tmp_path}/calls; echo 'Socket timed out' >&2; exit 1")
+    answers = iter([CommandError(("squeue",), None, "", "")] * 5)
+
+    def find(names):
+        for error in answers:
+            raise error
+        return {"job-0": "44"}
+
+    clock = Clock()
+    assert clock.submitter(find)(job(), [], "text") == "44"
+    assert len(clock.pauses) == 6
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+POLICY = (
+    "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
+    "(job submit limit, user's size and/or time limits)"
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "busy", "error"),
+    [
+        ("QOSMaxSubmitJobPerUserLimit", True, QueueFullError),
+        ("AssocMaxSubmitJobLimit", True, QueueFullError),
+        # Of somebody without jobs it is a limit of 0: an account without rights, or none named.
+        ("AssocMaxSubmitJobLimit", False, SubmissionError),
+        # Others use these up as well.
+        ("AssocGrpSubmitJobsLimit", False, QueueFullError),
+        ("QOSGrpSubmitJobsLimit", False, QueueFullError),
+        ("QOSMaxSubmitJobPerAccountLimit", False, QueueFullError),
+        # Larger than is ever given.
+        ("QOSMaxWallDurationPerJobLimit", True, SubmissionError),
+        ("AssocMaxCpuPerJobLimit", True, SubmissionError),
+        # Older versions do not name the limit.
+        (None, True, QueueFullError),
+        (None, False, SubmissionError),
+    ],
+)
+def test_a_full_queue_is_told_from_a_request_that_will_never_be_met(
+    program, job, limit, busy, error
+):
+    named = f'echo "sbatch: error: {limit}" >&2; ' if limit else ""
+    program("sbatch", f'{named}echo "{POLICY}" >&2; exit 1')
+    with pytest.raises(SubmissionError) as caught:
+        Clock().submitter(busy=lambda: busy)(job(), [], "text")
+    assert type(caught.value) is error
+    assert caught.value.job_name == "job-0"
+
+
+def test_jobs_that_end_between_the_two_questions_make_no_refusal(program, job, tmp_path):
+    program(
+        "sbatch",
+        f"""
+        echo x >> {tmp_path}/calls
+        [ $(wc -l < {tmp_path}/calls) = 1 ] || {{ echo 45; exit 0; }}
+        echo AssocMaxSubmitJobLimit >&2; echo "{POLICY}" >&2; exit 1
+        """,
+    )
+    assert Clock().submitter(busy=lambda: False)(job(), [], "text") == "45"
+
+
+SATURATED = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying"
+
+
+@pytest.mark.parametrize("queued", [{}, {"job-0": "46"}])
+def test_an_sbatch_that_waits_at_a_full_queue_is_not_waited_for(program, job, monkeypatch, queued):
+    monkeypatch.setattr(submission, "SATURATED_S", 0.1)
+    program("sbatch", f"echo '{SATURATED}' >&2; sleep 1000")
+    submit = Clock().submitter(lambda names: queued)
+    if queued:  # it got through in the last moment
+        assert submit(job(), [], "text") == "46"
+    else:
+        with pytest.raises(QueueFullError, match="sleeping and retrying"):
+            submit(job(), [], "text")
+
+
+def test_waiting_is_said_in_the_log(program, job, caplog):
+    program("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1")
+    with caplog.at_level("INFO", logger="dask_batch"), pytest.raises(SubmissionError):
+        Clock().submitter()(job(), [], "text")
+    levels = [record.levelname for record in caplog.records]
+    assert levels[0] == "INFO"
+    assert levels[-1] == "WARNING"
+    assert "submitting job job-0" in caplog.text
+    assert "Unable to contact slurm controller" in caplog.text
+
+
 def test_an_sbatch_that_hangs_is_looked_up(program, job, monkeypatch):
     program("sbatch", "sleep 1000")
     monkeypatch.setattr(submission, "SUBMIT_TIMEOUT_S", 0.3)
@@ -220,6 +325,64 @@ def test_children_name_the_ids_of_their_parents(program, job, tmp_path):
     expected = ":".join(ids[root.name] for root in roots)
     assert f"--dependency=afterok:{expected} --kill-on-invalid-dep=yes" in last
     assert "--hold" not in last
+
+
+def test_who_is_held_and_who_outlives_a_failure(program, job, tmp_path):
+    program("sbatch", COUNTING.format(folder=tmp_path, refused="none"))
+    root = replace(job(0), repeatable=True)
+    child, grandchild = job(1, parents=["job-0"]), job(2, parents=["job-1"])
+    late = replace(job(3), after=("900",))
+    patient = replace(job(4), after=("900",), patient=True)
+    failures = replace(job(5), after_failure=("901", "902"))
+    ends = replace(job(6), after_end=("903", "904"), program="dask_batch.steward")
+    jobs = [root, child, grandchild, late, patient, failures, ends]
+    SlurmBackend().submit(jobs, lambda name, job_id: None)
+    argv = {
+        re.search("--job-name=(job-.)", line)[1]: line.split()
+        for line in (tmp_path / "argv").read_text().splitlines()
+    }
+    held = {name for name, words in argv.items() if "--hold" in words}
+    assert held == {"job-0", "job-3", "job-4"}
+    assert {name for name, words in argv.items() if "--requeue" in words} == {"job-0"}
+    assert {name for name, words in argv.items() if "--kill-on-invalid-dep=no" in words} == {
+        "job-1", "job-4"
+    }  # fmt: skip
+    assert "--dependency=afternotok:901?afternotok:902" in argv["job-5"]
+    assert "--dependency=afterany:903:904" in argv["job-6"]
+    assert "-m dask_batch.steward /definition 6" in (tmp_path / "logs" / "6.sh").read_text()
+
+
+def test_more_parents_than_slurm_can_be_told_of_are_refused(program, job):
+    program("sbatch", "echo 1")
+    many = tuple(str(10**7 + i) for i in range(20_000))
+    with pytest.raises(SubmissionError, match="waits for more jobs") as caught:
+        SlurmBackend().submit([replace(job(), after=many)], lambda name, job_id: None)
+    assert caught.value.job_name == "job-0"
+    ids: dict[str, str] = {}
+    SlurmBackend().submit([replace(job(), after=many[:10_000])], ids.__setitem__)
+    assert ids == {"job-0": "1"}
+
+
+def test_a_full_queue_ends_the_hand_over_and_all_accepted_are_known(program, job, tmp_path):
+    program(
+        "sbatch",
+        f"""
+        (
+            flock 9
+            n=$(cat {tmp_path}/n 2>/dev/null || echo 0); n=$((n + 1)); echo $n > {tmp_path}/n
+            [ $n -le 5 ] || {{ echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }}
+            echo $n
+        ) 9> {tmp_path}/lock
+        """,
+    )
+    program("squeue", "echo 1")
+    roots = [job(i) for i in range(3)]
+    children = [job(3 + i, parents=[f"job-{i}"]) for i in range(3)]
+    ids: dict[str, str] = {}
+    with pytest.raises(QueueFullError):
+        SlurmBackend().submit([*roots, *children], ids.__setitem__)
+    assert len(ids) == 5
+    assert ids.keys() >= {"job-0", "job-1", "job-2"}
 
 
 def test_after_a_refusal_nothing_more_is_begun_and_all_accepted_are_known(program, job, tmp_path):
