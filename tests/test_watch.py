@@ -66,6 +66,24 @@ def test_a_result_resolves_and_a_failure_takes_down_what_depends_on_it_alone(
     assert not client.watch.entries
 
 
+def test_what_waits_for_ever_is_taken_out_of_the_queue(
+    client: Client, queue: Queue, tmp_path: Path
+) -> None:
+    client.run(prepared("bad"), prepared("child", "bad"), prepared("grandchild", "child"))
+    queue.say("bad", JobState.TIMEOUT)
+    queue.say("child", JobState.DEPENDENCY_FAILED, word="PENDING")
+    client.look(2)
+    child, grandchild = queue.id_of("child"), queue.id_of("grandchild")
+    assert queue.cancels == [sorted([child, grandchild])]
+    # The next client finds another one that nobody has swept away.
+    Client(tmp_path, queue).run(prepared("worse"), prepared("heir", "worse"))
+    queue.say("worse", JobState.TIMEOUT)
+    queue.say("heir", JobState.DEPENDENCY_FAILED, word="PENDING")
+    old = queue.id_of("heir")
+    Client(tmp_path, queue).run(prepared("worse"), prepared("heir", "worse"))
+    assert queue.cancels[-1] == [old]
+
+
 def test_what_the_daemon_wrote_into_the_log_refines_a_death(client: Client, queue: Queue) -> None:
     futures = client.run(prepared("big"))
     log = client.entry("big").standing.log_stem.with_suffix(".err")

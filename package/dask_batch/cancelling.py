@@ -41,7 +41,7 @@ class Sweep:
         """Let the job of an entry end, if it is this batch system's and may not have ended."""
         standing = entry.standing
         here = standing.backend == self._backend.name and standing.job_id is not None
-        if here and not entry.over:
+        if here and (not entry.over or entry.never_starts):
             self._ids.add(standing.job_id or "")
 
     def add_ids(self, job_ids: Iterable[str]) -> None:

@@ -102,6 +102,11 @@ class Entry:
         """Whether the batch system says that the job has ended."""
         return self.status is not None and self.status.state.ended
 
+    @property
+    def never_starts(self) -> bool:
+        """Whether the job may be queued still, waiting for what will never be."""
+        return self.status is not None and self.status.state is JobState.DEPENDENCY_FAILED
+
     def hear(self, status: JobStatus, now: float) -> None:
         """Take the batch system's word."""
         known = self.standing.job_name

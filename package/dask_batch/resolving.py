@@ -100,6 +100,8 @@ class Resolving:
             For a task that fell with another one, that one's failure.
         """
         standing = entry.standing
+        if entry.never_starts:
+            self._sweep.add(entry)
         if cause is not None:
             root, function = str(end.get("root") or ""), str(end.get("root_function") or "")
             fallen = dependency_failure(

@@ -204,11 +204,17 @@ class Standings:
                 continue
             ids = self._ids(backend, members, logs[run_id])
             states = self._states(backend, list(ids.values()))
+            stuck = []
             for claim in members:
                 job_id = ids.get(claim.job_name)
-                state = states.get(job_id) if job_id is not None else None
-                if self._lives(claim, state):
+                status = states.get(job_id) if job_id is not None else None
+                if self._lives(claim, status):
                     alive[claim.key] = self.standing(claim, job_id)
+                elif status is not None and status.state is JobState.DEPENDENCY_FAILED:
+                    stuck.append(status.job_id)
+            if stuck:
+                # They may be queued still, and would be for ever.
+                _patiently(backend, functools.partial(backend.cancel, stuck))
         return alive
 
     def _ids(self, backend: Backend, members: list[Claim], log: RunLog) -> dict[str, str]:
