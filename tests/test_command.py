@@ -47,6 +47,22 @@ def test_a_time_limit_kills_what_the_command_started(tmp_path):
         time.sleep(0.01)
 
 
+def test_a_command_is_given_up_for_what_it_says():
+    heard: list[str] = []
+
+    def give_up(stderr: str) -> bool:
+        heard.append(stderr)
+        return "hopeless" in stderr
+
+    argv = ["sh", "-c", "cat; echo hopeless >&2; sleep 1000"]
+    with pytest.raises(CommandError, match="did not end in time") as caught:
+        run(argv, timeout_s=600, give_up=give_up, input="abc\n")
+    assert caught.value.returncode is None
+    assert (caught.value.stdout, caught.value.stderr) == ("abc\n", "hopeless\n")
+    assert heard[-1] == "hopeless\n"
+    assert run(["echo", "a"], timeout_s=600, give_up=give_up).stdout == "a\n"
+
+
 def _runs(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as stat:

@@ -161,3 +161,79 @@ def test_sinfo():
     assert (second.cpus, second.memory_mb, second.gpus) == (64, 257000, 0)
     assert (third.time_s, third.gpus) == (7 * 86400, 5)
     assert (fourth.time_s, fourth.gpus) == (math.inf, 0)
+
+
+# ---- captured from newer versions --------------------------------------------------------------
+
+SQUEUE_24_11 = """\
+101|PENDING|0:0|a|Dependency
+102|RUNNING|0:0|a|None
+103|COMPLETED|0:0|a|None
+104|FAILED|3:0|a|NonZeroExitCode
+105|CANCELLED|0:15|a|None
+106|OUT_OF_MEMORY|0:125|a|OutOfMemory
+107|TIMEOUT|0:0|a|TimeLimit
+108|PENDING|0:0|a|launch_failed_requeued_held
+109|PENDING|3:0|a|job_requeued_in_held_state
+"""
+"""``squeue -O exit_code`` prints pairs in 24.11.3 (as captured by a project that emulates squeue,
+with each of these states); reasons have underscores where scontrol prints them."""
+
+
+def test_squeue_of_24_11():
+    found = parse.parse_squeue(SQUEUE_24_11)
+    assert [status.state for status in found.values()] == [
+        JobState.WAITING,
+        JobState.RUNNING,
+        JobState.COMPLETED,
+        JobState.FAILED,
+        JobState.CANCELLED,
+        JobState.OUT_OF_MEMORY,
+        JobState.TIMEOUT,
+        JobState.NODE_FAILURE,
+        JobState.HELD,
+    ]
+    assert (found["104"].exit_code, found["104"].signal) == (3, None)
+    assert (found["105"].exit_code, found["105"].signal) == (0, 15)
+    assert found["106"].signal is None
+    assert parse.is_whole(SQUEUE_24_11)
+
+
+SACCT_23_11 = """\
+2699001|CANCELLED by 54321|0:0|V_ALPHA_321800001_0_0|2026-08-13T10:00:00|2026-08-13T10:05:00|None
+2699101|TIMEOUT|0:0|V_ALPHA_321800101_0_0|2026-08-13T10:00:00|2026-08-13T10:05:00|None
+2699102|OUT_OF_MEMORY|0:125|V_ALPHA_321800102_0_0|2026-08-13T10:00:00|2026-08-13T10:05:00|None
+2699103|NODE_FAIL|1:0|V_ALPHA_321800103_0_0|2026-08-13T10:00:00|2026-08-13T10:05:00|None
+2699104|FAILED|1:0|V_ALPHA_321800104_0_0|2026-08-13T10:00:00|2026-08-13T10:05:00|None
+"""
+"""Ids, names and states as the fixtures of the Virtual Cell project have them from 23.11.10."""
+
+
+def test_sacct_of_23_11():
+    found = parse.parse_sacct(SACCT_23_11)
+    assert [status.state for status in found.values()] == [
+        JobState.CANCELLED,
+        JobState.TIMEOUT,
+        JobState.OUT_OF_MEMORY,
+        JobState.NODE_FAILURE,
+        JobState.FAILED,
+    ]
+    assert found["2699001"].name == "V_ALPHA_321800001_0_0"
+
+
+def test_names_that_hold_anything_make_no_rows():
+    """A history of 23.11.4 held names with newlines, tabs, bars and escapes."""
+    text = "5|COMPLETED|0:0|x\n6|FAILED\ty|\x1b[1m|\n|1|2|None\n7|FAILED|1:0|a|1|2|None\n"
+    assert parse.parse_sacct(text).keys() == {"7"}
+    separators = "8|RUNNING|0|a\u2028b\x0b|None\n"
+    assert parse.parse_squeue(separators)["8"].state is JobState.RUNNING
+
+
+def test_the_state_that_25_11_adds():
+    assert states.job_state("EXPEDITING") is JobState.WAITING
+
+
+def test_a_column_that_was_cut_is_no_verdict():
+    """``squeue -O State`` without a width prints 20 characters, seen as COMPLETININVALID."""
+    assert states.job_state("COMPLETININVALID") is JobState.UNKNOWN
+    assert parse.SQUEUE_FORMAT.count(":") == len(parse.SQUEUE_FORMAT.split(","))

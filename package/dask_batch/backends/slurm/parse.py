@@ -80,7 +80,7 @@ def parse_squeue(text: str) -> dict[str, JobStatus]:
     found = {}
     for job_id, word, status, name, reason in _rows(text, 5):
         if job_id.isdecimal() and word:
-            exit_code, signal = _wait_status(status)
+            exit_code, signal = _queue_status(status)
             found[job_id] = _status(job_id, word, exit_code, signal, reason, "squeue", name)
     return found
 
@@ -153,8 +153,10 @@ def _exit_pair(text: str) -> tuple[int | None, int | None]:
     return _integer(code), _integer(signal)
 
 
-def _wait_status(text: str) -> tuple[int | None, int | None]:
-    """Read squeue's exit code, which is the raw status of wait(2): 768 for ``exit 3``."""
+def _queue_status(text: str) -> tuple[int | None, int | None]:
+    """Read squeue's exit code for ``exit 3``: ``3:0`` (24.11), or wait(2)'s 768 (22.05)."""
+    if ":" in text:
+        return _exit_pair(text)
     status = _integer(text)
     return (None, None) if status is None else (status >> 8 & 0xFF, status & 0x7F)
 

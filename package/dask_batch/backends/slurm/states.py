@@ -49,7 +49,7 @@ WORDS: Final = MappingProxyType(
         "REVOKED": JobState.CANCELLED,  # a federation's sibling job runs in its place
     }
 )
-"""Every state of Slurm 20.11 to 25.05 (``slurm.h``, ``job_state_string``)."""
+"""Every state of Slurm 20.11 to 25.11 (``slurm.h``, ``job_state_string``)."""
 
 _HELD_REASONS = frozenset({"JobHeldUser", "JobHeldAdmin", "job requeued in held state"})
 _LAUNCH_FAILED = "launch failed requeued held"
