@@ -70,6 +70,47 @@ def test_all_that_is_made_is_for_its_owner_alone(
     assert not open_to_others or kind is SlurmClusterExecutor
 
 
+UNDER_A_UMASK = """
+import encodings.ascii, os, sys
+import dask_batch, h5py, numpy  # while the files can be read
+from dask_batch.backends.local.runtime import Runtime
+from dask_batch.cache import attempts
+from dask_batch.cache.store import Cache
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[1]))
+os.umask(0o777)
+cache = Cache(sys.argv[3] + "/cache")
+cache.publish("ab" * 32, [1], {})
+attempts.end(cache, "ab" * 32, 0, {"outcome": "died"})
+assert cache.load("ab" * 32) == [1]
+assert attempts.read_end(cache, "ab" * 32, 0)["outcome"] == "died"
+for _ in range(2):
+    runtime = Runtime.prepare()
+    os.close(runtime.open_private("life", os.O_RDWR))
+print("done")
+"""
+
+
+@needs_root
+def test_a_umask_that_takes_everything_from_oneself(stranger: pwd.struct_passwd) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chown(name, stranger.pw_uid, stranger.pw_gid)
+        argv = [sys.executable, "-c", UNDER_A_UMASK, str(stranger.pw_uid), str(stranger.pw_gid)]
+        environment = {**os.environ, runtime.DIRECTORY_VARIABLE: f"{name}/queue"}
+        done = subprocess.run(
+            [*argv, name], capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
+        assert done.stdout == "done\n", done.stderr
+
+
+def test_a_fifo_for_errors_does_not_hold_a_job(tmp_path: Path, queue: Path) -> None:
+    os.mkfifo(tmp_path / "errors")
+    with SingleNodeExecutor(cache_directory=tmp_path / "cache") as exe:
+        asked = {"error_log_file": tmp_path / "errors"}
+        assert isinstance(exe.submit(int, "x", resource_dict=asked).exception(60), ValueError)
+
+
 # ---- the local queue ---------------------------------------------------------------------------
 
 

@@ -66,7 +66,9 @@ def _log_error(path: Path, key: str, record: Mapping[str, Any]) -> None:
         f"{record['message']}\n{record.get('traceback', '')}\n"
     )
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # Without O_NONBLOCK a fifo that nobody reads would hold the job for ever.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o666)
         with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(text)
     except OSError as error:
