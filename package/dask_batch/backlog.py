@@ -14,8 +14,10 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Final
 
+from dask_batch.backends.base import JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim
+from dask_batch.errors import BackendError
 from dask_batch.failures import dependency_failure
 from dask_batch.follow import Outcome
 from dask_batch.future import BatchFuture
@@ -28,7 +30,7 @@ __all__ = ["Backlog", "Request", "still_wanted"]
 
 logger = logging.getLogger(__name__)
 
-_PAUSES_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0, 120.0)
+_PAUSES_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0)
 """Between tries to hand something over to a queue that took nothing; the last one is kept."""
 
 
@@ -128,6 +130,8 @@ class Backlog:
         self._heirs: list[str] = []
         self._fruitless = 0
         self._not_before = 0.0
+        self._tried_at = 0.0
+        self._fresh = False
         self._inputs: dict[str, BatchFuture] = {}
         self._claims: dict[str, Claim] = {}
 
@@ -139,12 +143,14 @@ class Backlog:
     def put(self, requests: Iterable[Request], handed: Handed) -> None:
         """Take in what a hand-over left of requests; what it did not leave is under way."""
         left = set(handed.left)
+        self._fresh = False
+        self._tried_at = self._clock()
         parts = (request.part(left) for request in requests)
         self.requests = [part for part in parts if part.jobs]
         self.guarded = handed.heir is not None or (self.guarded and not handed.submitted)
         if handed.submitted:
             # Whoever hands over the rest, it is a later steward's to go on from there.
-            self._watch.backend.cancel(self._heirs)
+            self.dismiss(self._heirs)
             self._heirs = [handed.heir] if handed.heir is not None else []
             self._window = frozenset(
                 key
@@ -166,6 +172,22 @@ class Backlog:
             )  # fmt: skip
         self._claims = self._current(left)
         self._await_inputs()
+
+    def join(self, requests: Iterable[Request]) -> None:
+        """Take in new requests: they wait behind those for which there was no room."""
+        self.requests += requests
+        self.guarded = False
+        self._fresh = True
+
+    def dismiss(self, stewards: Sequence[str]) -> None:
+        """Cancel stewards that have not begun: there is nothing for them to do any more."""
+        backend = self._watch.backend
+        try:
+            states = backend.status(stewards) if stewards else {}
+            backend.cancel([i for i, found in states.items() if found.state is JobState.WAITING])
+        except BackendError as error:
+            # They would find out by themselves.
+            logger.info("the stewards %s could not be cancelled: %s", ", ".join(stewards), error)
 
     def put_back(self, requests: Sequence[Request], error: BaseException) -> None:
         """Take requests back in that could not be handed over now."""
@@ -200,6 +222,8 @@ class Backlog:
     @property
     def due_in_s(self) -> float:
         """How long until the next try to hand the rest over is due; 0 if it is."""
+        if self._fresh:
+            return max(0.0, self._tried_at + _PAUSES_S[0] - self._clock())
         open_keys = self._window & self._watch.entries.keys()
         if 2 * len(open_keys) > len(self._window):
             return _PAUSES_S[-1]

@@ -202,9 +202,12 @@ class Engine:
             commands, self._commands = self._commands, []
             self._busy = True
         try:
-            again = bool(self._backlog) and (bool(requests) or self._backlog.due_in_s <= 0)
+            again = bool(self._backlog) and self._backlog.due_in_s <= 0
             if again:
                 requests = [*self._backlog.take(), *requests]
+            elif self._backlog and requests:
+                self._backlog.join(requests)
+                requests = []
             if requests:
                 self._take(requests, again=again)
             for command in commands:
@@ -372,8 +375,7 @@ class Engine:
         """Cancel what is under way and what has not been handed over."""
         self._cancel_unsubmitted()
         self._watch.cancel(waiting_only=False)
-        # They would only find that there is nothing to do.
-        self.backend.cancel(self._stewards)
+        self._backlog.dismiss(self._stewards)
 
     def _cancel_unsubmitted(self) -> None:
         with self._changed:

@@ -6,67 +6,28 @@ mutated afterwards changes neither. A prepared job holds no reference to the cal
 
 from __future__ import annotations
 
-import functools
-import os
 import secrets
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
-
-from dask.utils import key_split
+from dataclasses import dataclass
+from typing import Any
 
 from dask_batch import resources
 from dask_batch.backends.base import Backend
 from dask_batch.backends.templating import template_variables
 from dask_batch.cache.store import Cache
-from dask_batch.code.pickling import Pickled
 from dask_batch.config import Options
 from dask_batch.errors import ConfigurationError, UncacheableWarning, warn
 from dask_batch.graph import plan
-from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.dask_spec import Graph
 from dask_batch.graph.keys import Keyed, Keys
 from dask_batch.graph.writers import after_writing
 from dask_batch.hits import Hits
-from dask_batch.inputs import InputFile
 from dask_batch.outside import Outside
-from dask_batch.spec import Call, Step, Task, references
+from dask_batch.packing import CALL, Pack, PreparedJob, function_name, name_of
+from dask_batch.spec import Call, Task, references
 from dask_batch.surroundings import Surroundings
 
-__all__ = ["PreparedGraph", "PreparedJob", "Preparer"]
-
-_CALL = "call"
-"""The name of the one task of a plain call."""
-_NOTHING = object()
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedJob:
-    """One job to be: all that the hand-over needs, nothing that belongs to the caller."""
-
-    key: str
-    """The key under which it publishes."""
-    function: str
-    """A name for people: in ``squeue``, in messages."""
-    names: tuple[Hashable, ...]
-    """The tasks that it runs, in order: several where a chain was fused."""
-    payload: Pickled
-    inputs: frozenset[str]
-    """Keys of the results that it loads."""
-    resources: Mapping[str, Any]
-    """In normal form."""
-    header: Mapping[str, Any]
-    """What the job must know beside the payload, as JSON data."""
-    surroundings: Surroundings
-    preload: tuple[str, ...] = ()
-    wanted: bool = True
-    """Whether a caller waits for its result; the others run only if one of those needs them."""
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether it is to be repeated when it fails."""
-        return bool((self.header.get("retry") or {}).get("retries"))
+__all__ = ["PreparedGraph", "PreparedJob", "Preparer", "name_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +86,19 @@ class Preparer:
         SerializationError
             Something in it cannot be pickled.
         """
-        task = Task(_CALL, Call(function, args, kwargs), {"resources": asked})
+        task = Task(CALL, Call(function, args, kwargs), {"resources": asked})
         outside = Outside(self.cache)
         keys = self._keys(outside)
-        keyed = keys.of({_CALL: task}, [_CALL])
+        keyed = keys.of({CALL: task}, [CALL])
         _warn_uncacheable([task], keyed)
         options = resources.task_options(asked)
-        self._name(options, keyed[_CALL].key)
+        self._name(options, keyed[CALL].key)
         hits = Hits(self.cache)
         if options.refresh:
-            self.cache.retire(keyed[_CALL].key)
-        elif hits.among((keyed[_CALL].key,)):
-            hits.warn_outdated({_CALL: task}, keyed)
-        pack = _Pack(outside, keys.hasher, keyed, surroundings)
+            self.cache.retire(keyed[CALL].key)
+        elif hits.among((keyed[CALL].key,)):
+            hits.warn_outdated({CALL: task}, keyed)
+        pack = Pack(outside, keys.hasher, keyed, surroundings)
         normal = self.call_resources(asked)
         return pack.job([task], normal, self._retry([options]), wanted=True)
 
@@ -193,7 +154,7 @@ class Preparer:
         hits.warn_outdated(graph.tasks, keyed)
         plan.check_count(planned, self.options.max_jobs or self.backend.default_max_jobs)
         written = after_writing(graph.tasks)
-        pack = _Pack(outside, keys.hasher, keyed, surroundings, written)
+        pack = Pack(outside, keys.hasher, keyed, surroundings, written)
         wanted = {by_name[name] for name in graph.required}
         jobs = []
         for job in planned:
@@ -258,100 +219,6 @@ class _Needs:
         return self._options[known]
 
 
-@dataclass(frozen=True, slots=True)
-class _Pack:
-    """Packs tasks into jobs."""
-
-    outside: Outside
-    hasher: ContentHasher
-    keyed: Mapping[Hashable, Keyed]
-    surroundings: Surroundings
-    written: Collection[Hashable] = ()
-    """Names of tasks that write, or come after one that does."""
-
-    def job(
-        self,
-        tasks: Sequence[Task],
-        normal: Mapping[str, Any],
-        retry: Mapping[str, Any],
-        *,
-        wanted: bool,
-    ) -> PreparedJob:
-        """Pickle a chain of tasks, and say what its job needs."""
-        members = [self.keyed[task.name] for task in tasks]
-        steps = self._steps(tasks)
-        function = function_name(tasks[-1])
-        payload, referenced = self.outside.dumps(steps, function, self.hasher)
-        return PreparedJob(
-            key=members[-1].key,
-            function=function,
-            names=tuple(task.name for task in tasks),
-            payload=payload,
-            inputs=referenced | {key for step in steps for key in step.inputs.values()},
-            resources=normal,
-            header={
-                "libraries": dict(sorted(_union(member.libraries for member in members))),
-                "files": [asdict(file) for file in self._read(tasks)],
-                "cpus": normal["cores"] * normal["threads_per_core"],
-                "error_log_file": _absolute(normal["error_log_file"]),
-                "retry": retry,
-                "attributes": _attributes(tasks[-1], members[-1], function, normal),
-            },
-            surroundings=self._surroundings(normal["cwd"]),
-            preload=tuple(sorted(_union(member.preload for member in members))),
-            wanted=wanted,
-        )
-
-    def _read(self, tasks: Sequence[Task]) -> set[InputFile]:
-        """Return the files that tasks read: not what they write, or see after it was written."""
-        return _union(self.keyed[t.name].inputs for t in tasks if t.name not in self.written)
-
-    def _surroundings(self, cwd: str | None) -> Surroundings:
-        if cwd is None:
-            return self.surroundings
-        return replace(self.surroundings, working_directory=Path(cwd).absolute())
-
-    def _steps(self, tasks: Sequence[Task]) -> tuple[Step, ...]:
-        steps = []
-        before: Hashable = _NOTHING
-        for task in tasks:
-            names = dict.fromkeys(references(task.expression))
-            inputs = {name: self.keyed[name].key for name in names if name != before}
-            steps.append(Step(task.name, task.expression, inputs))
-            before = task.name
-        return tuple(steps)
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(path)
-
-
-_T = TypeVar("_T")
-
-
-def _union(sets: Iterable[Iterable[_T]]) -> set[_T]:
-    return {item for items in sets for item in items}
-
-
-def _attributes(
-    task: Task, keyed: Keyed, function: str, normal: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what a result says about its task."""
-    return {
-        "kind": "result",
-        "function": function,
-        "name": "" if task.name == _CALL else repr(task.name),
-        "ephemeral": keyed.ephemeral,
-        "parts": dict(keyed.parts),
-        # A template's text would repeat itself in every result.
-        "resources": {
-            name: value
-            for name, value in normal.items()
-            if value is not None and name != "submission_template"
-        },
-    }
-
-
 def said_resources(annotations: Mapping[str, Any]) -> dict[str, Any]:
     """Return the resources among the annotations of a task.
 
@@ -366,22 +233,6 @@ def _variables(asked: Mapping[str, Any]) -> Collection[str]:
     """Return the names that the user's own template uses."""
     template = asked.get("submission_template")
     return template_variables(template) if isinstance(template, str) else frozenset()
-
-
-def function_name(task: Task) -> str:
-    """Return a name for people: the function's, or what Dask calls the layer."""
-    expression = task.expression
-    if task.name == _CALL and isinstance(expression, Call):
-        return name_of(expression.function)
-    return str(key_split(task.name))
-
-
-def name_of(function: Any) -> str:
-    """Return the name of a callable: of what a partial wraps, of an instance's class."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    name = getattr(function, "__name__", None) or type(function).__name__
-    return str(name).strip("<>")
 
 
 def _warn_uncacheable(tasks: Iterable[Task], keyed: Mapping[Hashable, Keyed]) -> None:
