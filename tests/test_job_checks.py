@@ -47,7 +47,9 @@ def test_a_library_without_a_distribution(odd_lib: str) -> None:
 
 def test_a_library_that_is_not_there() -> None:
     wanted = {"numpy": "1.0", "no-such-library": "1.0"}
-    said = missing_library(wanted, library_versions(wanted))
+    modules = ("numpy.linalg", "no_such_library.part")
+    said = missing_library(wanted, library_versions(wanted), modules)
+    assert "lacks no_such_library.part)" in said
     for part in ("no-such-library 1.0", sys.executable, socket.gethostname(), "python", "prologue"):
         assert part in said
     assert missing_library({"numpy": "1.0"}, library_versions(["numpy"])) == ""

@@ -59,12 +59,28 @@ def library_versions(names: Iterable[str]) -> dict[str, str | None]:
     return {name: _version(name) for name in names}
 
 
-def missing_library(libraries: Mapping[str, str], here: Mapping[str, str | None]) -> str:
-    """Name a library that the task's key contains and that is not here."""
+def missing_library(
+    libraries: Mapping[str, str], here: Mapping[str, str | None], modules: Iterable[str] = ()
+) -> str:
+    """Name a library that the task's key contains and that is not here.
+
+    Libraries go by the names of their distributions; of ``modules``, which the task will import,
+    those that are not here are named as well.
+    """
     for name, hashed in libraries.items():
         if here[name] is None:
-            return _why_missing(name) or f"{name} {hashed} is not installed for {where()}; {REMEDY}"
+            absent = [module for module in modules if _is_absent(module)]
+            lacks = f" (it lacks {', '.join(absent)})" if absent else ""
+            said = f"{name} {hashed} is not installed for {where()}{lacks}; {REMEDY}"
+            return _why_missing(name) or said
     return ""
+
+
+def _is_absent(module: str) -> bool:
+    from importlib.util import find_spec
+
+    top = module.partition(".")[0]
+    return top not in sys.modules and find_spec(top) is None
 
 
 def _why_missing(name: str) -> str:

@@ -160,7 +160,7 @@ class Attempt:
         extend_path(self.surroundings)
         libraries = self.header["libraries"]
         self.versions = checks.library_versions(libraries)
-        missing = checks.missing_library(libraries, self.versions)
+        missing = checks.missing_library(libraries, self.versions, self.header.get("preload", ()))
         if missing:
             raise EndedError("environment", missing, exit_code=NO_MODULE)
         changed = checks.library_changes(libraries, self.versions, self.common["key_versions"])
