@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 PARALLEL = 4
 """Submissions at a time: more gain nothing at slurmctld."""
+NODES_FOR_S = 600.0
+"""For how long what ``sinfo`` said serves when many jobs are repeated."""
 
 
 class SlurmBackend:
@@ -68,6 +71,8 @@ class SlurmBackend:
                 "run this on a login node of the cluster."
             )
         self._command = command
+        self._known_nodes: list[parse.NodeKind] = []
+        self._nodes_until = 0.0
         self._news = threading.Event()
         self._closed = threading.Event()
         waiting = Waiting(self._closed.wait)
@@ -165,8 +170,11 @@ class SlurmBackend:
 
     def rerun(self, job: Job, job_id: str, dependents: Mapping[str, Sequence[str]]) -> str:
         """Run a job that has ended once more, in its place."""
+        if time.monotonic() >= self._nodes_until:
+            self._known_nodes = self._nodes()
+            self._nodes_until = time.monotonic() + NODES_FOR_S
         try:
-            refuse_what_cannot_be(job.resources, self._nodes())
+            refuse_what_cannot_be(job.resources, self._known_nodes)
         except ResourceError as error:  # Slurm itself would take it, and never start it
             refusal = SubmissionError(1, ["scontrol", "update"], str(error))
             refusal.job_name = job.name
