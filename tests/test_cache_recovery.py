@@ -74,6 +74,19 @@ def test_a_damaged_run_is_put_together_again(cache: Cache, logged: bool) -> None
     assert (mine, claim.generation) == (True, 1), "the key is not blocked"
 
 
+@pytest.mark.parametrize(("job_id", "backend"), [("local-1-2", "local"), ("4711", "slurm")])
+def test_where_a_damaged_run_went_is_told_by_its_ids(
+    cache: Cache, job_id: str, backend: str
+) -> None:
+    claims, run = a_run(cache)
+    headers = [{"key": key, "attributes": {"function": "f"}} for _, key in run.jobs]
+    drafts = [DefinitionDraft(header, pickling.dumps(1)) for header in headers]
+    write_definitions(cache, run.id, {"run": run.id}, drafts)
+    claims.record_job(run.id, run.jobs[0][0], job_id)
+    damage(cache.path / "runs" / "run.json")
+    assert recovered_run(cache, "run").backend == backend
+
+
 def test_a_damaged_run_that_submitted_nothing_has_no_jobs(cache: Cache) -> None:
     a_run(cache)
     damage(cache.path / "runs" / "run.json")

@@ -17,7 +17,7 @@ from dask_batch.cache.entries import listed
 from dask_batch.cache.housekeeping import dead_files
 from dask_batch.cache.sweeping import Sweep
 from dask_batch.cache.unclaiming import fill_gaps, removable, unclaim
-from dask_batch.errors import CacheError, MissingEntryError
+from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
 from dask_batch.finished import Finished
 
 __all__ = ["Choice", "Cleaning"]
@@ -139,8 +139,11 @@ class Cleaning:
     def _claimed(self, run_id: str) -> bool:
         """Whether a claim of a run is left, since somebody has claimed behind it meanwhile."""
         claims = Claims(self._cache)
-        keys = {key for _, key in claims.run(run_id).jobs}
-        return any(claim.run.id == run_id for key in keys for claim in claims.generations(key))
+        try:
+            keys = {key for _, key in claims.run(run_id).jobs}
+            return any(c.run.id == run_id for key in keys for c in claims.generations(key))
+        except DamagedEntryError:
+            return True  # for all that can be told
 
     def _remove_dead_followers(self, run_id: str) -> None:
         for alive, path in self._finished.followers(run_id):

@@ -94,9 +94,11 @@ class Finished:
     def stand(self, run_id: str) -> Stand:
         """Return whether a run is over."""
         try:
-            run = self.claims.run(run_id)
-        except DamagedEntryError:
-            return Stand("its record is damaged: dask_batch.verify mends it", unfinished=True)
+            return self._stand(self.claims.run(run_id))
+        except DamagedEntryError as error:
+            return Stand(f"a record that tells of it is damaged: {error}", unfinished=True)
+
+    def _stand(self, run: Run) -> Stand:
         log = self.claims.log(run.id)
         quiet_s = self._now - self._last_sign(run)
         unfinished = (

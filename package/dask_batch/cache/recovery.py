@@ -46,12 +46,16 @@ def recovered_run(cache: Cache, run_id: str) -> Run:
         common, headers = read_headers(cache.path / "definitions" / f"{run_id}.h5")
     except MissingEntryError:
         common, headers = {}, []
-    told = _by_index(read_log(path).ids)
+    ids = read_log(path).ids
+    told = _by_index(ids)
     jobs = tuple(
         (told.get(index) or _job_name(header, common, run_id, index), str(header["key"]))
         for index, header in enumerate(headers)
     )
-    return Run(run_id, NOBODY, str(common.get("backend", "")), path.stat().st_mtime, jobs)
+    # Not every hand-over has told its definitions where it went; ids of the local queue do.
+    local = any(job_id.startswith("local-") for job_id in ids.values())
+    backend = common.get("backend") or ("local" if local else "slurm")
+    return Run(run_id, NOBODY, backend, path.stat().st_mtime, jobs)
 
 
 def _by_index(names: Iterable[str]) -> dict[int, str]:
