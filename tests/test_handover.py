@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dask_batch import handover
+from dask_batch import defining
 from dask_batch.backends.base import Job, JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Owner
@@ -203,7 +203,7 @@ def test_claims_are_given_up_when_definitions_cannot_be_written(
         raise CacheError("no space left")
 
     with monkeypatch.context() as context:
-        context.setattr(handover, "write_definitions", full)
+        context.setattr(defining, "write_definitions", full)
         fails(cache, backend, CacheError)
     assert len(hand_over(cache, backend)(CHAIN, {}).submitted) == 3
 

@@ -15,6 +15,7 @@ from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
 from dask_batch.config import Options
+from dask_batch.defining import run_of
 from dask_batch.errors import MissingEntryError
 from dask_batch.handover import HandOver
 from dask_batch.preparation import PreparedJob, Preparer
@@ -133,7 +134,7 @@ def test_a_run_of_a_version_that_did_not_keep_resources_says_so(cache: Cache) ->
     jobs = prepare(cache, join(1))
     claims = Claims(cache)
     standings = Standings(cache, claims, Recorder(), lambda name: None)
-    run = HandOver(standings, common={})._run(jobs)
+    run = run_of(jobs, standings.backend.name)
     claims.begin(run)
     write_definitions(cache, run.id, {"run": run.id}, [DefinitionDraft({}, Pickled(b""))])
     with pytest.raises(MissingEntryError, match="compute again"):

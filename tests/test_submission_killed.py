@@ -12,7 +12,7 @@ from test_lifecycle import EXPECTED, ONCE
 
 KILLED = """
 import signal
-from dask_batch import handover
+from dask_batch import defining
 from dask_batch.backends.local.backend import LocalBackend
 from dask_batch.backends.slurm.backend import SlurmBackend
 from dask_batch.cache.claims import Claims
@@ -57,7 +57,7 @@ def narrow(backend):
 kill_at(Claims, "begin", "begin")
 kill_at(Claims, "claim", "claim")
 kill_at(Claims, "record", lambda claims, run, event: event["event"])
-kill_at(handover, "write_definitions", "define")
+kill_at(defining, "write_definitions", "define")
 for each in (LocalBackend, SlurmBackend):
     kill_at(each, "release", "release")
     kill_at(each, "cancel", "cancel")

@@ -20,23 +20,18 @@ over as a run of its own: this client, a steward, or another client that needs i
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from dask_batch.backends.base import Backend, Job
+from dask_batch.backends.base import Backend
 from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claim, Owner, Run
-from dask_batch.cache.definitions import DefinitionDraft, write_definitions
-from dask_batch.cache.files import make_directory
+from dask_batch.cache.claims import Claim, Run
+from dask_batch.defining import Plan, define, jobs_of, run_of
 from dask_batch.errors import MissingEntryError, QueueFullError, SubmissionError
-from dask_batch.preparation import PreparedJob
+from dask_batch.packing import PreparedJob
 from dask_batch.reread import definition_path
 from dask_batch.standing import Standing, Standings, log_stem
 from dask_batch.submission import Submission
@@ -75,15 +70,6 @@ class Handed:
     left: tuple[str, ...] = ()
     stewards: tuple[str, ...] = ()
     heir: str | None = None
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What of some jobs has to be submitted, and what stands already."""
-
-    needed: list[PreparedJob]
-    under_way: dict[str, Standing]
-    generations: dict[str, int]
 
 
 class HandOver:
@@ -140,7 +126,7 @@ class HandOver:
             plan = self._plan(jobs, pending)
             if not plan.needed:
                 return Handed(plan.under_way)
-            run = self._run(plan.needed)
+            run = run_of(plan.needed, self.backend.name)
             self.claims.begin(run)
             try:
                 other = self._claim(run, plan)
@@ -160,10 +146,10 @@ class HandOver:
 
     # ---- what has to run -------------------------------------------------------------------
 
-    def _plan(self, jobs: Sequence[PreparedJob], pending: Mapping[str, Standing]) -> _Plan:
+    def _plan(self, jobs: Sequence[PreparedJob], pending: Mapping[str, Standing]) -> Plan:
         """Go from the wanted jobs downwards and stop at what is there or under way."""
         by_key = {job.key: job for job in jobs}
-        plan = _Plan([], {}, {})
+        plan = Plan([], {}, {})
         needed: set[str] = set()
         seen: set[str] = set()
         level = {job.key for job in jobs if job.wanted}
@@ -204,7 +190,7 @@ class HandOver:
                 f"{self.cache.path}, {min(keys)[:12]} among them: compute again"
             )
 
-    def _await_strangers(self, plan: _Plan) -> None:
+    def _await_strangers(self, plan: Plan) -> None:
         """Wait for results of jobs that our batch system cannot wait for.
 
         A job on another backend has no id that ours could depend on, so what needs its result is
@@ -227,20 +213,7 @@ class HandOver:
 
     # ---- claims ----------------------------------------------------------------------------
 
-    def _run(self, jobs: Sequence[PreparedJob]) -> Run:
-        # Sortable by eye, unique among clients that begin in the same second.
-        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
-        return Run(
-            id=run_id,
-            owner=Owner.current(),
-            backend=self.backend.name,
-            created=time.time(),
-            jobs=tuple(
-                (f"{_safe_name(job)}-{run_id}-{index}", job.key) for index, job in enumerate(jobs)
-            ),
-        )
-
-    def _claim(self, run: Run, plan: _Plan) -> Claim | None:
+    def _claim(self, run: Run, plan: Plan) -> Claim | None:
         """Claim every key; return the claim of another run that was first, if any."""
         for key in sorted(job.key for job in plan.needed):
             mine, claim = self.claims.claim(key, run, after=plan.generations.get(key, -1))
@@ -251,8 +224,8 @@ class HandOver:
 
     # ---- submission ------------------------------------------------------------------------
 
-    def _submit(self, run: Run, plan: _Plan) -> Handed:
-        definition = self._define(run, plan)
+    def _submit(self, run: Run, plan: Plan) -> Handed:
+        definition = define(self.cache, run, plan, self._common)
         # Whoever runs one of those again is to know who else waits for it.
         for other in sorted(self._waited_for(plan)):
             self.claims.record(other, {"event": "awaited", "run": run.id})
@@ -260,7 +233,7 @@ class HandOver:
             self.backend,
             self.claims,
             run,
-            self._jobs(run, plan, definition),
+            jobs_of(self.cache, run, plan, definition, may_be_repeated=self._is_repeated),
             steward=self._steward,
             between=self.between,
         )
@@ -290,7 +263,7 @@ class HandOver:
             heir=accepted.stewards[accepted.heir] if accepted.heir is not None else None,
         )
 
-    def _waited_for(self, plan: _Plan) -> set[str]:
+    def _waited_for(self, plan: Plan) -> set[str]:
         """Return the runs for whose jobs some of these wait."""
         needed = {key for job in plan.needed for key in job.inputs}
         return {plan.under_way[key].run_id for key in needed & plan.under_way.keys()}
@@ -300,89 +273,7 @@ class HandOver:
         if not self.claims.log(run.id).aborted:
             self.claims.record(run.id, {"event": "aborted", "reason": reason})
 
-    def _define(self, run: Run, plan: _Plan) -> Path:
-        """Write the task definitions."""
-        surroundings, resources = _Table(), _Table()
-        drafts = []
-        for job in plan.needed:
-            header = {
-                **job.header,
-                "key": job.key,
-                "generation": plan.generations[job.key],
-                "inputs": sorted(job.inputs),
-                "input_claims": self._input_claims(job, plan),
-                "surroundings": surroundings.index(job.surroundings.record()),
-                "resources": resources.index(dict(job.resources)),
-                "preload": list(job.preload),
-                "wanted": job.wanted,
-            }
-            drafts.append(DefinitionDraft(header, job.payload))
-        common = {
-            **self._common,
-            "run": run.id,
-            "surroundings": surroundings.records,
-            "resources": resources.records,
-        }
-        return write_definitions(self.cache, run.id, common, drafts)
-
-    def _input_claims(self, job: PreparedJob, plan: _Plan) -> dict[str, int]:
-        """Return the attempts that inputs come from: they tell why one is not there."""
-        claims = {key: plan.generations[key] for key in job.inputs & plan.generations.keys()}
-        for key in job.inputs & plan.under_way.keys():
-            claims[key] = plan.under_way[key].generation
-        return claims
-
     def _is_repeated(self, standing: Standing) -> bool:
         """Whether a job of an earlier hand-over may be run again after a failure."""
         run = self.claims.run(standing.run_id)
         return self.standings.history.policy(run, standing.key).repeats
-
-    def _jobs(self, run: Run, plan: _Plan, definition: Path) -> list[Job]:
-        """Return what the backend gets."""
-        logs = log_stem(self.cache, run.id, 0).parent
-        make_directory(logs)
-        names = {key: name for name, key in run.jobs}
-        jobs = []
-        for index, job in enumerate(plan.needed):
-            above = [plan.under_way[k] for k in sorted(job.inputs & plan.under_way.keys())]
-            after = (standing.job_id for standing in above)
-            jobs.append(
-                Job(
-                    name=names[job.key],
-                    definition=definition,
-                    index=index,
-                    resources=job.resources,
-                    parents=tuple(names[k] for k in sorted(job.inputs & names.keys())),
-                    after=tuple(job_id for job_id in after if job_id is not None),
-                    log_directory=logs,
-                    working_directory=job.surroundings.working_directory,
-                    environment=job.surroundings.environment,
-                    preload=job.preload,
-                    repeatable=job.repeatable,
-                    patient=any(self._is_repeated(standing) for standing in above),
-                )
-            )
-        return jobs
-
-
-class _Table:
-    """Distinct records: most jobs of a run have the same, which is written once."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
-        self._places: dict[str, int] = {}
-
-    def index(self, record: dict[str, Any]) -> int:
-        """Return the place of a record."""
-        text = json.dumps(record, sort_keys=True)
-        if text not in self._places:
-            self._places[text] = len(self.records)
-            self.records.append(record)
-        return self._places[text]
-
-
-def _safe_name(job: PreparedJob) -> str:
-    """Return a name for people in the letters that every batch system keeps as they are."""
-    wished = job.resources.get("job_name") or job.function
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(wished)).strip("_.-")
-    return safe[:_NAME_LENGTH] or "task"
