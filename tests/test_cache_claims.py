@@ -302,3 +302,49 @@ def test_of_several_processes_one_is_the_heir(cache: Cache, claims: Claims) -> N
             return won
 
         assert len(race(2, compete)) == 1
+
+
+# ---- what happens after the hand-over ----------------------------------------------------------
+
+
+def test_what_a_full_queue_left_has_no_id(cache: Cache, claims: Claims) -> None:
+    begun(claims, "one")
+    claims.record_job("one", "f-one-0", "1")
+    claims.record_job("one", "f-one-1", "2")  # and withdrawn, to make room
+    claims.record("one", {"event": "steward", "name": "steward-one-0", "id": "3"})
+    claims.record("one", {"event": "left", "names": ["f-one-1", "f-one-2"]})
+    log = Claims(cache).log("one")
+    assert log.ids == {"f-one-0": "1", "steward-one-0": "3"}
+    assert log.left == {"f-one-1", "f-one-2"}
+
+
+def test_the_last_repetition_tells_the_id_whoever_wrote_it(cache: Cache, claims: Claims) -> None:
+    begun(claims, "one", owner=dead_owner())
+    claims.record_job("one", "f-one-0", "1")
+    later, earlier = Claims(cache), Claims(cache)
+    assert earlier.heir("one", dead_owner())
+    repeated = {"event": "repeated", "name": "f-one-0"}
+    later.record("one", {**repeated, "generation": 2, "id": "3"})
+    earlier.record("one", {**repeated, "generation": 1, "id": "2"})
+    assert Claims(cache).log("one").ids == {"f-one-0": "3"}
+
+
+def test_runs_that_wait_for_jobs_of_another_are_named_there(cache: Cache, claims: Claims) -> None:
+    begun(claims, "one")
+    for run in ("two", "three", "two"):
+        claims.record("one", {"event": "awaited", "run": run})
+    assert Claims(cache).log("one").awaited == ("two", "three")
+
+
+def test_who_writes_about_the_run_of_another_does_it_in_a_file_of_its_own(
+    cache: Cache, claims: Claims
+) -> None:
+    begun(claims, "one", owner=dead_owner())
+    claims.record("one", {"event": "released"})
+    stranger = Claims(cache)
+    stranger.record("one", {"event": "awaited", "run": "two"})
+    stranger.record("one", {"event": "awaited", "run": "three"})
+    folder = cache.path / "runs"
+    assert b"awaited" not in (folder / "one.log").read_bytes()
+    assert (folder / "one.log.0").read_bytes().count(b"awaited") == 2
+    assert Claims(cache).log("one").awaited == ("two", "three")
