@@ -305,6 +305,16 @@ def test_it_is_told_soon_after_the_jobs_end(faults: Session, kind: str) -> None:
     assert faults.resolved[kind] - faults.ended_at(kind) < WITHIN_S + SLACK_S
 
 
+def test_what_ran_out_of_time_has_written_down_where_it_stood(faults: Session) -> None:
+    cut = attempts.read_cut(
+        Cache(faults.folder / "cache"), faults.futures["too slow"].key, generation=0
+    )
+    assert cut is not None
+    assert cut["job_id"] == faults.futures["too slow"].job_id
+    assert "in live_on" in cut["traceback"]
+    assert "live_on" in str(faults.errors["too slow"].__cause__)
+
+
 @pytest.mark.parametrize("kind", FAULTS)
 def test_what_depends_on_it_names_it(faults: Session, kind: str) -> None:
     for name in (f"after {kind}", f"long after {kind}"):

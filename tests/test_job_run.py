@@ -19,8 +19,11 @@ from clients import poll
 from dask_batch.cache import attempts
 from dask_batch.cache.checkpoints import checkpoint_path
 from dask_batch.cache.claims import Claims, Run
+from dask_batch.cache.definitions import read_definition
 from dask_batch.cache.owner import Owner
+from dask_batch.errors import FullError
 from dask_batch.job import exit_codes
+from dask_batch.job.run import Attempt
 from job_bench import PACKAGE, Defined, define
 
 # ---- before the function ---------------------------------------------------------------------
@@ -438,6 +441,30 @@ def test_a_full_disk_has_words_of_its_own(tmp_path: Path) -> None:
     assert not list(job.cache.path.glob("results/*/*"))
 
 
+def test_a_job_that_cannot_record_its_end_says_so_by_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from dask_batch.job import recording
+
+    tries = []
+
+    def full(*_: Any) -> bool:
+        tries.append(1)
+        raise FullError("no space is left")
+
+    job = define(tmp_path, answer)
+    attempt = Attempt(job.cache, read_definition(job.definition, 0))
+    monkeypatch.setattr(recording, "_PAUSE_S", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts, "end", full)
+        code = recording.record_end(attempt, {"outcome": "unstorable", "message": "m"}, 1)
+    assert code == exit_codes.NO_SPACE
+    assert len(tries) > 1
+    assert "no space is left" in capfd.readouterr().err
+    assert recording.record_end(attempt, {"outcome": "unstorable", "message": "m"}, 1) == 1
+    assert job.end is not None
+
+
 # ---- where it looks for modules ----------------------------------------------------------------
 
 
@@ -489,6 +516,36 @@ def test_a_module_that_only_the_client_has_is_found_behind_everything_else(
     assert job.result() == 5
 
 
+def test_a_warm_worker_imports_no_stray_file_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dask_batch import SingleNodeExecutor
+
+    def importing(again: int) -> list[str]:
+        import colorsys
+        import importlib
+        import random
+        import wave
+
+        import h5py
+
+        nested = importlib.import_module("numpy.polynomial")
+        return [str(module.__file__) for module in (colorsys, random, wave, h5py, nested)]
+
+    strays = tmp_path / "strays"
+    strays.mkdir()
+    for name in ("h5py", "random", "colorsys", "wave", "numpy", "xxhash", "dask_batch"):
+        (strays / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    monkeypatch.chdir(strays)
+    monkeypatch.setattr(sys, "path", [str(strays), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", f"{PACKAGE}:")
+    with SingleNodeExecutor(cache_directory=tmp_path / "cache") as exe:
+        warm = [exe.submit(importing, number) for number in range(2)]
+        cold = exe.submit(importing, 2, resource_dict={"python": sys.executable})
+        for future in (*warm, cold):
+            assert not [file for file in future.result(120) if str(tmp_path) in file]
+
+
 # ---- before the wall clock ---------------------------------------------------------------------
 
 
@@ -519,7 +576,8 @@ def cut_of(job: Defined) -> dict[str, Any]:
 
 def test_a_warned_job_writes_down_where_it_stands_and_goes_on(tmp_path: Path) -> None:
     job = define(tmp_path, stand, tmp_path, "python", run_time_max=3600)
-    process = standing(job, environment={"DASK_BATCH_JOB_ID": "17"})
+    ignoring = ("bash", "-c", f"trap '' USR1; exec {sys.executable} \"$@\"", "bash")
+    process = standing(job, environment={"DASK_BATCH_JOB_ID": "17"}, python=ignoring)
     process.send_signal(signal.SIGUSR1)
     cut = cut_of(job)
     assert cut["signal"] == "SIGUSR1"

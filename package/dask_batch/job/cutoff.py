@@ -33,6 +33,10 @@ from dask_batch.job.endings import clipped
 __all__ = ["Cutoff"]
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+_UNHANDLED = {
+    signal.SIGUSR1: (signal.SIG_DFL, signal.SIG_IGN),  # who warns may have it ignored until now
+    signal.SIGTERM: (signal.SIG_DFL,),
+}
 _STOP = 0
 _LONGEST_WAIT_S = 3600.0  # poll() takes milliseconds, in 31 bits
 _TRACE_CHARS = 100_000
@@ -75,7 +79,7 @@ class Cutoff:
         global _current
         _current = self
         for number in _SIGNALS:
-            if signal.getsignal(number) is signal.SIG_DFL:
+            if signal.getsignal(number) in _UNHANDLED[number]:
                 signal.signal(number, self._tell)
                 # Libraries need not be ready for calls that are interrupted.
                 signal.siginterrupt(number, False)

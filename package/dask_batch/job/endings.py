@@ -33,6 +33,12 @@ class EndedError(Exception):
         self.exit_code = exit_code
         self.fields = {"outcome": outcome, "message": clipped(message, _MESSAGE_CHARS), **fields}
 
+    @property
+    def log_text(self) -> str:
+        """What the log says: the message last, where readers of logs look first."""
+        trace = clipped(str(self.fields.get("traceback", "")), _MESSAGE_CHARS)
+        return f"it ended without a result\n{trace}{self.fields['message']}"
+
 
 def summary(error: BaseException) -> str:
     """Return type and message of an exception, as the last lines of its traceback."""

@@ -107,7 +107,7 @@ class Attempt:
         try:
             self._make()
         except EndedError as ended:
-            say(str(ended))
+            say(ended.log_text)
             return record_end(self, ended.fields, ended.exit_code)
         except Exception as error:
             # Not the function's doing: the surroundings, the cache, or this program.
