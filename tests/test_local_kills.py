@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from dask_batch.backends.base import Job, JobState
-from dask_batch.backends.local import local_jobs
+from dask_batch.backends.local import LocalBackend, local_jobs
 from dask_batch.errors import SubmissionError
 from local_harness import Bench, alive, bench, client, eventually, queue_pid
 
@@ -182,6 +182,34 @@ print({status.state.value for status in bench.end(ids).values()})
     said, _ = process.communicate(timeout=60)
     assert said.strip() == "{'completed'}"
     assert sorted(given.runs()) == list(range(1, 31))
+
+
+def test_the_queue_goes_on_although_no_client_is_there(given: Bench) -> None:
+    first = given.job("until_file")
+    last = given.job("count", parents=[first.name])
+    given.submit(first, last)
+    given.finding(first)
+    given.backend.close()
+    kill_queue()
+    (given.folder / "go").touch()
+    eventually(lambda: given.runs() == [last.index])
+    given.backend = LocalBackend()
+
+
+def test_a_queue_that_is_asked_to_end_ends_and_its_jobs_go_on(given: Bench) -> None:
+    first = given.job("until_file")
+    last = given.job("count", parents=[first.name])
+    ids = given.submit(first, last)
+    pid, queue = given.finding(first), queue_pid()
+    given.backend.close()
+    os.kill(queue or 0, signal.SIGTERM)
+    eventually(lambda: not alive(queue or 0))
+    (given.folder / "go").touch()
+    eventually(lambda: not alive(pid))
+    assert queue_pid() is None
+    given.backend = LocalBackend()
+    assert {status.state for status in given.end(ids).values()} == {JobState.COMPLETED}
+    assert given.runs() == [last.index]
 
 
 def test_a_full_disk_refuses_and_the_queue_lives(given: Bench) -> None:

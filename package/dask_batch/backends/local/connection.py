@@ -21,6 +21,7 @@ _ANSWER_S = 120.0
 """The queue answers in milliseconds; a hand-over of 100,000 jobs takes it seconds."""
 _GREETING_S = 30.0
 _START_S = 60.0
+_KNOCK_AGAIN_S = 0.02
 _ATTEMPTS = 20
 _LOG_TAIL_BYTES = 2000
 
@@ -167,7 +168,7 @@ def _connect(runtime: Runtime) -> socket.socket | None:
     try:
         stream.settimeout(_GREETING_S)
         with runtime.socket_address() as address:
-            stream.connect(address)
+            _knock(stream, address)
     except (FileNotFoundError, ConnectionError):
         stream.close()
         return None
@@ -178,6 +179,18 @@ def _connect(runtime: Runtime) -> socket.socket | None:
         stream.close()
         raise BackendUnavailableError(f"the queue in {runtime.directory} is another user's")
     return stream
+
+
+def _knock(stream: socket.socket, address: str) -> None:
+    """Connect, when many do so at the same time as well: the kernel turns some away at first."""
+    deadline = time.monotonic() + _GREETING_S
+    while True:
+        try:
+            return stream.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_KNOCK_AGAIN_S)
 
 
 def _greet(channel: Channel) -> Message | None:

@@ -16,7 +16,7 @@ __all__ = ["Housing", "TakenError"]
 _LOG_BYTES = 2**20
 _ENTER_S = 15.0
 _RETRY_S = 0.02
-_BACKLOG = 128
+_BACKLOG = 1024
 
 
 class TakenError(Exception):

@@ -5,8 +5,8 @@ It is told once what to import, then which jobs to start and which to signal; it
 process each became and how each ended. Whatever a job leaves behind in its session is killed
 before its end is told.
 
-When the queue is gone it ends as soon as its last job has ended, and writes into the journal what
-it can no longer tell.
+When the queue is gone it writes into the journal what it can no longer tell, has another queue
+started that goes on, and ends as soon as its last job has ended.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ import contextlib
 import ctypes
 import functools
 import gc
-import importlib
 import json
 import os
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dask_batch.backends.local import journal, launch, processes
 from dask_batch.backends.local.processes import ProcessIdentity
 from dask_batch.backends.local.protocol import PROTOCOL_VERSION, Channel, Message
+from dask_batch.backends.local.warmth import installation_of, warm_up
 
 __all__ = ["Nursery", "main"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
 _REMEMBER_EXITS = 10_000
-
-_WARM_MODULES = ("numpy", "h5py", "cloudpickle", "xxhash")
 
 
 @dataclass(slots=True)
@@ -67,6 +66,8 @@ class Nursery:
     orphaned: bool = False
     dismissed: bool = False
     """The queue has said that it needs this process no more."""
+    successor: dict[str, str] = field(default_factory=dict)
+    """The environment for a queue that goes on where this one was killed; empty: nobody does."""
     _told: deque[tuple[str, int, ProcessIdentity]] = field(
         default_factory=lambda: deque(maxlen=_REMEMBER_EXITS)
     )
@@ -101,6 +102,8 @@ class Nursery:
                     self._start(message)
                 elif message["type"] == "dismiss":
                     self.dismissed = True
+                elif message["type"] == "leave":
+                    self.successor = {}
                 elif message["type"] == "signal":
                     self._signal(message["job"], message["signal"], main=message["main"])
         except EOFError:
@@ -123,6 +126,7 @@ class Nursery:
         self._selector.unregister(self.channel)
         if not self.dismissed:
             self._append(self._report)
+            self._start_successor()
 
     def _report(self) -> None:
         """Say what the queue may not have heard and put on record: then that no more start."""
@@ -130,6 +134,22 @@ class Nursery:
             journal.append_process(self.journal_path, job_id, process)
         journal.append_exits(self.journal_path, self._told)
         journal.append_orphaned(self.journal_path, ProcessIdentity.of_child(self.pid))
+
+    def _start_successor(self) -> None:
+        """Have the queue go on: there may be no client for a long time."""
+        if not self.successor:
+            return
+        try:
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "dask_batch.backends.local.server"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=os.environ | self.successor,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:  # the next client starts it
+            sys.stderr.write(f"the queue cannot be started: {error}\n")
 
     def _append(self, write: Callable[[], None]) -> None:
         """Write into the journal; without it the jobs still end as they would."""
@@ -142,7 +162,7 @@ class Nursery:
         """Fork one job."""
         job_id: str = message["job"]
         note = functools.partial(journal.append_process, self.journal_path, job_id)
-        if _installation(self.installation) != self.installation:
+        if installation_of(self.installation) != self.installation:
             self._tell({"type": "declined", "job": job_id})
             return
         order = launch.Order.read(message["order"])
@@ -220,45 +240,6 @@ def _become_subreaper() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _thread_count() -> int:
-    """Count this process's threads, those started by libraries in C included."""
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        import threading
-
-        return threading.active_count()
-
-
-def _installation(folders: Iterable[str]) -> dict[str, int]:
-    """Return when the folders that installers write to have changed last.
-
-    What is imported here stays as it was. Once something has been installed, a new process might
-    import something else, and so a job must not be forked from this one.
-    """
-    stamps = {}
-    for folder in folders:
-        if folder.rstrip("/").endswith(("site-packages", "dist-packages")):
-            try:
-                stamps[folder] = os.stat(folder).st_mtime_ns
-            except OSError:  # named, but not there
-                stamps[folder] = 0
-    return stamps
-
-
-def _warm_up(preload: list[str], entry: str) -> str:
-    """Import what jobs will need; say why this process must not fork, if so."""
-    for name in (*_WARM_MODULES, entry.partition(":")[0]):
-        importlib.import_module(name)
-    for name in preload:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # a hint only: the job meets the error itself, if it imports it
-            sys.stderr.write(f"{name} is not preloaded: {error!r}\n")
-    threads = _thread_count()
-    return f"it has {threads} threads after its imports" if threads > 1 else ""
-
-
 def main(argv: list[str]) -> int:
     """Serve the queue at the other end of a socket.
 
@@ -266,18 +247,18 @@ def main(argv: list[str]) -> int:
     ----------
     argv
         The program, the socket's descriptor, and options as JSON: ``version``, ``warm``,
-        ``preload``, ``entry``, ``journal``.
+        ``preload``, ``entry``, ``journal``, ``successor``.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(argv[1])))
     options = json.loads(argv[2])
     # Looked at before anything is imported: better one false alarm than an old library kept.
-    installation = _installation(sys.path) if options["warm"] else {}
+    installation = installation_of(sys.path) if options["warm"] else {}
     if options["version"] != PROTOCOL_VERSION:
         trouble = f"it speaks version {PROTOCOL_VERSION}, the queue {options['version']}"
     else:
-        trouble = _warm_up(options["preload"], options["entry"]) if options["warm"] else ""
+        trouble = warm_up(options["preload"], options["entry"]) if options["warm"] else ""
     if trouble:
         with contextlib.suppress(OSError):  # nobody is left to hear it
             channel.send_whole({"type": "unfit", "reason": trouble})
@@ -287,7 +268,13 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # what is never freed is never written to, and stays shared with the jobs
     os.chdir("/")
     os.umask(0o077)
-    Nursery(channel, options["entry"], Path(options["journal"]), installation=installation).run()
+    Nursery(
+        channel,
+        options["entry"],
+        Path(options["journal"]),
+        installation=installation,
+        successor=options["successor"],
+    ).run()
     return 0
 
 

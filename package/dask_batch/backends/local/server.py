@@ -4,6 +4,9 @@
 one or another; it fails if none can be had. The queue itself is a grandchild in a session of its
 own, which holds none of the starter's files.
 
+When it is killed, what it had goes on under another queue (:mod:`.recovery`), which a worker parent
+starts if no client does.
+
 It ends when it has had neither clients nor jobs for a while. By then it has taken away its socket,
 so whoever comes later starts another queue, which waits until this one has let go of its lock. A
 client that had just connected sees its greeting fail, and starts anew: nothing is taken from a
@@ -16,6 +19,7 @@ import logging
 import os
 import selectors
 import signal
+import socket
 import sys
 import time
 from typing import Any
@@ -30,7 +34,7 @@ from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.protocol import Channel, ProtocolError
 from dask_batch.backends.local.queue import WorkQueue
 from dask_batch.backends.local.recovery import restore
-from dask_batch.backends.local.runtime import Runtime, peer_uid
+from dask_batch.backends.local.runtime import DIRECTORY_VARIABLE, Runtime, peer_uid
 from dask_batch.backends.local.service import Client, Service
 from dask_batch.backends.local.supervisor import Supervisor
 from dask_batch.backends.local.workers import Workers
@@ -52,6 +56,7 @@ _HOUSEKEEPING_S = 60.0
 _READ_AT_ONCE_BYTES = 4 * 2**20
 _MOST_UNSENT_BYTES = 64 * 2**20
 _NO_DESCRIPTORS_S = 0.05
+_ACCEPT_AT_ONCE = 100
 
 
 class Server:
@@ -69,6 +74,7 @@ class Server:
         self._workers = Workers(
             entry=entry,
             journal_path=self._journal.path,
+            successor=_successor(housing.runtime),
             watch=lambda channel: self._register(channel, "worker"),
             unwatch=self._selector.unregister,
         )
@@ -111,6 +117,13 @@ class Server:
         self._workers.close()
         _LOG.info("the queue ends")
 
+    def leave(self) -> None:
+        """End although jobs run: they go on, and so does the queue when a client needs it."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._workers.leave()
+        self._housing.leave()
+        _LOG.info("the queue was asked to end; its jobs go on")
+
     def _react(self, source: Any, role: str, events: int) -> None:
         """Deal with one file that is ready."""
         if role == "listener":
@@ -131,13 +144,20 @@ class Server:
     # ---- clients ---------------------------------------------------------------------------
 
     def _accept(self) -> None:
+        """Let clients in that knock."""
+        for _ in range(_ACCEPT_AT_ONCE):
+            try:
+                connection, _address = self._housing.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # the client has gone again, or no descriptors are left
+                _LOG.warning("a connection was lost: %s", error)
+                time.sleep(_NO_DESCRIPTORS_S)  # nobody is served faster by trying at once
+                return
+            self._admit(connection)
+
+    def _admit(self, connection: socket.socket) -> None:
         """Let a client in, if it is this user's."""
-        try:
-            connection, _ = self._housing.listener.accept()
-        except OSError as error:  # the client has gone again, or there are no descriptors left
-            _LOG.warning("a connection was lost: %s", error)
-            time.sleep(_NO_DESCRIPTORS_S)  # nobody is served faster by trying at once
-            return
         if peer_uid(connection) != os.getuid():
             _LOG.warning("a connection of user %d was refused", peer_uid(connection))
             connection.close()
@@ -233,6 +253,23 @@ class Server:
             self._register(self._housing.listener, "listener")
 
 
+def _successor(runtime: Runtime) -> dict[str, str]:
+    """Return the variables that lead another queue to the same directory, with the same ways."""
+    same = {
+        name: os.environ[name] for name in (IDLE_VARIABLE, ENTRY_VARIABLE) if name in os.environ
+    }
+    return {**same, DIRECTORY_VARIABLE: str(runtime.directory)}
+
+
+class _TerminatedError(BaseException):
+    """The queue's process is asked to end (SIGTERM), whatever runs."""
+
+
+def _terminate(*_: object) -> None:
+    # Wherever this strikes: what counts is on record, as it must be for SIGKILL too.
+    raise _TerminatedError
+
+
 def _detach() -> None:
     """Go on in a child that no terminal, pipe or parent holds on to; the parent exits."""
     if os.fork() > 0:
@@ -257,7 +294,12 @@ def main() -> int:
     entry = os.environ.get(ENTRY_VARIABLE) or DEFAULT_ENTRY
     _detach()
     try:
-        Server(housing, idle_s=idle_s, entry=entry).run()
+        server = Server(housing, idle_s=idle_s, entry=entry)
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            server.run()
+        except _TerminatedError:
+            server.leave()
     except Exception:
         _LOG.exception("the queue has failed")
         return 1

@@ -134,8 +134,11 @@ class Supervisor:
         for job_id in unstarted:
             self._again(job_id)
         reason = "the process that had started it was killed; how it ended is not known"
+        self._journal.read_new()
         for job_id in started.keys() - unstarted:
-            process = started[job_id]
+            # A job that has begun says so itself, its parent perhaps no more.
+            noted = self._journal.former.jobs.get(job_id)
+            process = started[job_id] or (noted.process if noted is not None else None)
             if process is not None and process.alive():
                 processes.signal_session(process.pid, signal.SIGKILL)
             _LOG.warning("%s: %s", job_id, reason)

@@ -96,6 +96,8 @@ class Workers:
         What warm jobs call.
     journal_path
         Where a parent writes if the queue is gone.
+    successor
+        The environment of the queue that a parent then starts, as far as it must be the same.
     watch, unwatch
         Told of each channel that comes and goes.
     """
@@ -105,10 +107,11 @@ class Workers:
         *,
         entry: str,
         journal_path: Path,
+        successor: dict[str, str],
         watch: Callable[[Channel], None],
         unwatch: Callable[[Channel], object],
     ) -> None:
-        self._entry, self._journal_path = entry, journal_path
+        self._entry, self._journal_path, self._successor = entry, journal_path, successor
         self._watch, self._unwatch = watch, unwatch
         self._parents: dict[Kind, WorkerParent] = {}
         self._retired: list[WorkerParent] = []
@@ -193,6 +196,12 @@ class Workers:
         for parent in self:
             self._dismiss(parent)
 
+    def leave(self) -> None:
+        """Tell all parents that the queue ends on purpose, although jobs may run."""
+        for parent in self:
+            with contextlib.suppress(OSError):
+                parent.channel.send({"type": "leave"})
+
     def _dismiss(self, parent: WorkerParent) -> None:
         with contextlib.suppress(OSError):
             parent.channel.send({"type": "dismiss"})
@@ -232,6 +241,7 @@ class Workers:
             "preload": kind.preload,
             "entry": self._entry,
             "journal": str(self._journal_path),
+            "successor": self._successor,
         }
         argv = [kind.python, "-P", "-m", "dask_batch.backends.local.nursery"]
         try:
