@@ -229,7 +229,7 @@ def die(cache: Cache, backend: Recorder, monkeypatch: pytest.MonkeyPatch, event:
 
     monkeypatch.setattr(claims, "record", record_until)
     dead = dataclasses.replace(Owner.current(), pid=2**22 + 1)
-    standings = Standings(cache, claims, backend, lambda name: None)  # type: ignore[arg-type]
+    standings = Standings(cache, claims, backend, lambda name: None)
     hand = HandOver(standings, common={})
     with monkeypatch.context() as context:
         context.setattr(backend, "cancel", lambda ids: None)

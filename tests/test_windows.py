@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from dask_batch.backends.base import Job, JobState
-from dask_batch.backlog import Request
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.store import Cache
@@ -19,6 +18,7 @@ from dask_batch.errors import DependencyFailedError, QueueFullError
 from dask_batch.future import BatchFuture
 from dask_batch.handover import HandOver
 from dask_batch.preparation import PreparedJob
+from dask_batch.request import Request
 from dask_batch.standing import Standings
 from dask_batch.steward import Steward
 from dask_batch.watch import Pace, Watch

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
 from typing import Final
 
 from dask_batch.backends.base import JobState
@@ -23,79 +22,16 @@ from dask_batch.follow import Outcome
 from dask_batch.future import BatchFuture
 from dask_batch.handover import Handed
 from dask_batch.preparation import PreparedJob
+from dask_batch.request import Request, still_wanted
 from dask_batch.standing import Standings
-from dask_batch.watch import Observer, Watch
+from dask_batch.watch import Watch
 
-__all__ = ["Backlog", "Request", "still_wanted"]
+__all__ = ["Backlog"]
 
 logger = logging.getLogger(__name__)
 
 _PAUSES_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0)
 """Between tries to hand something over to a queue that took nothing; the last one is kept."""
-
-
-@dataclass(slots=True)
-class Request:
-    """Jobs that a caller wants to be run, and the futures that wait for them.
-
-    Attributes
-    ----------
-    jobs
-        In an order in which parents come first.
-    futures
-        Each with its key.
-    observe
-        Called in the engine's thread with ``"started"`` or ``"finished"`` and a key.
-    told
-        Called in the engine's thread with what the hand-over came to.
-    gather
-        Whether to wait a moment for more requests.
-    """
-
-    jobs: Sequence[PreparedJob]
-    futures: Sequence[BatchFuture]
-    observe: Observer | None = None
-    told: Callable[[Handed], None] | None = None
-    gather: bool = False
-
-    @property
-    def keys(self) -> set[str]:
-        """The keys of its jobs and of its futures."""
-        jobs = {job.key for job in self.jobs}
-        return jobs | {future.key for future in self.futures}
-
-    def part(self, keys: set[str]) -> Request:
-        """Return the part of it that is about some keys."""
-        return replace(
-            self,
-            jobs=[job for job in self.jobs if job.key in keys],
-            futures=[future for future in self.futures if future.key in keys],
-            told=None,
-            gather=False,
-        )
-
-    def fail(self, error: BaseException) -> None:
-        """Fail all its futures."""
-        for future in self.futures:
-            future._fail(error)
-
-    def cancel(self) -> None:
-        """Cancel all its futures."""
-        for future in self.futures:
-            future._cancel_running()
-            future._claim()
-
-
-def still_wanted(requests: Sequence[Request]) -> list[Request]:
-    """Leave out requests whose futures have all been cancelled, unless a later one needs them."""
-    needed: set[str] = set()
-    kept: list[Request] = []
-    for request in reversed(requests):
-        wanted = not request.futures or not all(f.done() for f in request.futures)
-        if wanted or any(job.key in needed for job in request.jobs):
-            needed.update(key for job in request.jobs for key in job.inputs)
-            kept.append(request)
-    return kept[::-1]
 
 
 class Backlog:

@@ -21,16 +21,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dask_batch.backends.base import Backend
-from dask_batch.backlog import Backlog, Request, still_wanted
+from dask_batch.backlog import Backlog
 from dask_batch.cache.store import Cache
 from dask_batch.errors import BackendError, SubmissionError
-from dask_batch.failures import dependency_failure
 from dask_batch.future import BatchFuture
 from dask_batch.handover import Handed, HandOver
 from dask_batch.preparation import PreparedJob
+from dask_batch.request import Request, refused, still_wanted
 from dask_batch.watch import Watch
 
-__all__ = ["Engine", "Request"]
+__all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ class Engine:
             try:
                 handed = self._hand_over(jobs, pending)
             except SubmissionError as error:
-                requests = self._refused(requests, error)
+                requests = refused(requests, error)
             except Exception as error:
                 if again and isinstance(error, BackendError):
                     self._backlog.put_back(requests, error)
@@ -292,43 +292,6 @@ class Engine:
                 self._begin(requests, jobs, handed)
                 return
         self._backlog.forget()
-
-    def _refused(self, requests: list[Request], error: SubmissionError) -> list[Request]:
-        """Fail the request whose job was refused and those that need it; return the others."""
-        culprit = next((r for r in requests if self._names(r, error)), None)
-        if culprit is None:
-            for request in requests:
-                request.fail(error)
-            return []
-        culprit.fail(error)
-        failed = {job.key for job in culprit.jobs}
-        kept = []
-        for request in requests:
-            if request is culprit:
-                continue
-            if any(job.inputs & failed for job in request.jobs):
-                failed |= {job.key for job in request.jobs}
-                self._fail_dependents(request, error, next(iter(culprit.jobs)))
-            else:
-                kept.append(request)
-        return kept
-
-    def _names(self, request: Request, error: SubmissionError) -> bool:
-        return any(job.key == error.key for job in request.jobs)
-
-    def _fail_dependents(
-        self, request: Request, error: BaseException, culprit: PreparedJob
-    ) -> None:
-        for future in request.futures:
-            future._fail(
-                dependency_failure(
-                    error,
-                    key=future.key,
-                    function="",
-                    root=culprit.key,
-                    root_function=culprit.function,
-                )
-            )
 
     def _begin(self, requests: list[Request], jobs: list[PreparedJob], handed: Handed) -> None:
         """Follow what is under way, resolve what is there."""

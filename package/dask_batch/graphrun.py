@@ -10,13 +10,14 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dask_batch.engine import Engine, Request
+from dask_batch.engine import Engine
 from dask_batch.errors import DependencyFailedError, RemoteTraceback
 from dask_batch.future import BatchFuture
 from dask_batch.graph.dask_spec import Graph, values
 from dask_batch.handover import Handed
 from dask_batch.preparation import PreparedGraph
 from dask_batch.progress import CallbackRun, Event
+from dask_batch.request import Request
 from dask_batch.spec import references
 
 __all__ = ["CollectionFuture", "GraphRun"]

@@ -17,7 +17,7 @@ from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
 from dask_batch.config import Options, client_environment
 from dask_batch.deferred import Deferred
-from dask_batch.engine import Engine, Request
+from dask_batch.engine import Engine
 from dask_batch.errors import ConfigurationError, SerializationError
 from dask_batch.failures import dependency_failure
 from dask_batch.future import BatchFuture
@@ -27,6 +27,7 @@ from dask_batch.graphrun import GraphRun
 from dask_batch.handover import HandOver
 from dask_batch.outside import NotYet, ParentFailed
 from dask_batch.preparation import Preparer, name_of
+from dask_batch.request import Request
 from dask_batch.standing import Standings
 from dask_batch.surroundings import Surroundings
 from dask_batch.watch import Pace, Watch
