@@ -15,7 +15,7 @@ from dask_batch.backends.command import client_environment
 from dask_batch.backends.slurm.backend import SlurmBackend
 from dask_batch.resources import for_dask_task
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 OWN_TEMPLATE = """\
 #!/bin/bash
