@@ -14,10 +14,12 @@ from dask_batch.cache.claims import Claims
 from dask_batch.errors import (
     BackendError,
     DependencyFailedError,
+    LostTaskError,
     OutOfMemoryTaskError,
     SubmissionError,
     TimeoutTaskError,
 )
+from dask_batch.future import BatchFuture
 from dask_batch.retry import RetryPolicy
 from watching import AT_ONCE, OUTAGE, Client, Queue, key_of, prepared
 
@@ -251,6 +253,30 @@ def test_a_run_that_has_taken_over_is_followed(tmp_path: Path, queue: Queue) -> 
     second.look(3)
     assert isinstance(futures["one"].exception(0), TimeoutTaskError)
     assert isinstance(again["one"].exception(0), TimeoutTaskError)
+
+
+def test_the_id_of_a_job_that_is_being_handed_over_is_found_later(
+    tmp_path: Path, queue: Queue
+) -> None:
+    first, second = Client(tmp_path, queue), Client(tmp_path, queue)
+    first.run(prepared("one"))
+    standing = first.entry("one").standing
+    second.watch.follow(replace(standing, job_id=None), "one")
+    second.look()
+    assert second.entry("one").standing.job_id == standing.job_id
+    assert second.watch.known[key_of("one")].job_id == standing.job_id
+
+
+def test_a_job_whose_run_was_taken_back_is_not_waited_for(tmp_path: Path, queue: Queue) -> None:
+    first, second = Client(tmp_path, queue), Client(tmp_path, queue)
+    first.run(prepared("one"))
+    standing = first.entry("one").standing
+    first.claims.record(standing.run_id, {"event": "aborted", "reason": "for a test"})
+    second.watch.follow(replace(standing, job_id=None, job_name="one-other-0"), "one")
+    future = BatchFuture(None, key_of("one"))
+    second.watch.attach(future)
+    second.look(3)
+    assert isinstance(future.exception(0), LostTaskError)
 
 
 def test_a_second_client_joins_what_is_to_be_repeated(tmp_path: Path, queue: Queue) -> None:

@@ -127,7 +127,9 @@ def test_two_clients_that_conclude_at_once_say_the_same(
 # ---- not known ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [OUTAGE, OSError(12, "no memory for a child")])
+@pytest.mark.parametrize(
+    "error", [OUTAGE, OSError(12, "no memory for a child"), ValueError("an unreadable line")]
+)
 def test_an_outage_changes_nothing(client: Client, queue: Queue, error: Exception) -> None:
     futures = client.run(prepared("one"))
     queue.outage = error

@@ -9,63 +9,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from dask_batch.backends.base import Backend
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims
-from dask_batch.cache.followers import Followers
-from dask_batch.cache.store import Cache
 from dask_batch.entries import Entry
-from dask_batch.errors import BackendError, CacheError
+from dask_batch.errors import CacheError
+from dask_batch.follow import Outcome, Verdict
+from dask_batch.future import BatchFuture
 from dask_batch.history import History
+from dask_batch.resolving import Resolving
+from dask_batch.sweep import Sweep
 
-__all__ = ["Cancelling", "Sweep"]
+if TYPE_CHECKING:
+    from dask_batch.watch import Watch
+
+__all__ = ["Cancelling"]
 
 logger = logging.getLogger(__name__)
-
-
-class Sweep:
-    """Jobs that are to end: gathered, and ended by one call for all of them.
-
-    Parameters
-    ----------
-    backend
-        Whose jobs they are.
-    """
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._ids: set[str] = set()
-
-    def add(self, entry: Entry) -> None:
-        """Let the job of an entry end, if it is this batch system's and may not have ended."""
-        standing = entry.standing
-        here = standing.backend == self._backend.name and standing.job_id is not None
-        if here and (not entry.over or entry.never_starts):
-            self._ids.add(standing.job_id or "")
-
-    def add_ids(self, job_ids: Iterable[str]) -> None:
-        """Let jobs end."""
-        self._ids.update(job_ids)
-
-    def now(self) -> None:
-        """End what has been gathered.
-
-        Raises
-        ------
-        BackendError
-            It is kept for the next time.
-        """
-        if self._ids:
-            self._backend.cancel(sorted(self._ids))
-            self._ids.clear()
-
-    def soon(self) -> None:
-        """End what has been gathered, or try again the next time."""
-        try:
-            self.now()
-        except BackendError as error:
-            logger.warning("%d job(s) cannot be ended now: %s", len(self._ids), error)
 
 
 class Cancelling:
@@ -73,24 +34,73 @@ class Cancelling:
 
     Parameters
     ----------
-    cache, claims, history
+    watch
+        Whose entries they are about.
+    claims, history
         Where the records are.
-    followers
-        Who waits for what.
+    resolving
+        Records verdicts.
     sweep
         What ends jobs.
     """
 
     def __init__(
-        self, cache: Cache, claims: Claims, history: History, followers: Followers, sweep: Sweep
+        self,
+        watch: Watch,
+        claims: Claims,
+        history: History,
+        resolving: Resolving,
+        sweep: Sweep,
     ) -> None:
-        self.cache = cache
+        self._watch = watch
+        self.cache = watch.cache
+        self.followers = watch.followers
         self.claims = claims
         self.history = history
-        self.followers = followers
+        self._resolving = resolving
         self.sweep = sweep
 
-    def let_go(self, dropped: Mapping[str, Entry], kept: Mapping[str, Entry]) -> list[Entry]:
+    def forget(self, future: BatchFuture) -> None:
+        """Stop resolving a future that its caller has cancelled."""
+        future._claim()  # tells those who wait with as_completed
+        entry = self._watch.entries.get(future.key)
+        if entry is not None and future in entry.futures:
+            entry.futures.remove(future)
+            self._unwanted([future.key])
+
+    def cancel(self, chosen: Iterable[Entry]) -> None:
+        """Cancel the futures of some tasks, and let go of what only they wanted."""
+        keys = []
+        for entry in chosen:
+            for future in entry.futures:
+                future._cancel_running()
+                future._claim()
+            entry.futures.clear()
+            keys.append(entry.standing.key)
+        self._unwanted(keys)
+
+    def _unwanted(self, keys: Iterable[str]) -> None:
+        """Let go of what no future and no other task here waits for, and end it if we may."""
+        entries = self._watch.entries
+        dropped: dict[str, Entry] = {}
+        stack = list(keys)
+        while stack:
+            key = stack.pop()
+            entry = entries.get(key)
+            if entry is None or entry.futures or entry.children:
+                continue
+            del entries[key]
+            for parent in entry.parents & entries.keys():
+                entries[parent].children.discard(key)
+            dropped[key] = entry
+            stack.extend(entry.parents)
+        verdict = Verdict(Outcome.CANCELLED, "it was cancelled")
+        for entry in self._let_go(dropped, entries):
+            self.sweep.add(entry)
+            self._resolving.record(entry, verdict)
+        self.sweep.soon()
+
+    def _let_go(self, dropped: Mapping[str, Entry], kept: Mapping[str, Entry]) -> list[Entry]:
         """Let go of tasks; return those whose jobs nobody waits for, to be ended and recorded.
 
         Parameters

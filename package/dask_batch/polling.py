@@ -69,7 +69,8 @@ class Polling:
             return
         try:
             statuses = self._backend.status(list(ids))
-        except (BackendError, OSError) as error:
+        except Exception as error:
+            # A mistake in reading the answer is no more evidence than no answer.
             self._failed(error, now, interval_s)
             return
         self._answered(now)
@@ -92,6 +93,7 @@ class Polling:
             logger.warning(
                 "%s gives no answer now; nothing is concluded from that, and it is asked again: %s",
                 self._backend.name, error,
+                exc_info=None if isinstance(error, (BackendError, OSError)) else error,
             )  # fmt: skip
 
     def _answered(self, now: float) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim
 from dask_batch.diagnosis import diagnose
@@ -186,13 +188,36 @@ class Repeating:
     def tend(self, now: float) -> None:
         """See to repetitions that have been claimed and are not known to be under way."""
         for entry in list(self._watch.entries.values()):
-            if entry.course.sure or entry.quiet_until > now:
+            if entry.quiet_until > now:
                 continue
             try:
-                self._tend(entry, now)
+                if self._is_nameless(entry):
+                    self._find_job(entry, now)
+                elif not entry.course.sure:
+                    self._tend(entry, now)
             except Exception:
                 logger.exception("repeating %s failed; again later", entry.function)
                 entry.quiet_until = now + 2 * _SIGN_S
+
+    def _is_nameless(self, entry: Entry) -> bool:
+        """Whether a job is, or will be, in reach, and its id was not known when it was found."""
+        standing = entry.standing
+        return standing.job_id is None and standing.backend == self._watch.backend.name
+
+    def _find_job(self, entry: Entry, now: float) -> None:
+        """Look for the id of a job that another client is handing over."""
+        if now < entry.sign_at:
+            return
+        entry.sign_at = now + _SIGN_S
+        standing = entry.standing
+        log = self._claims.log(standing.run_id)
+        if standing.job_name in log.ids:
+            entry.standing = replace(standing, job_id=log.ids[standing.job_name])
+            self._watch.known[standing.key] = entry.standing
+            self._watch.hasten()
+        elif log.aborted:
+            said = JobStatus("", JobState.LOST, source="its run", reason="it was taken back")
+            entry.hear(said, now)
 
     def _tend(self, entry: Entry, now: float) -> None:
         claim = self._claim(entry)

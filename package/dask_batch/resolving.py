@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dask_batch.breaker import Breaker, Fall
 from dask_batch.cache import attempts
-from dask_batch.cancelling import Sweep
 from dask_batch.entries import Entry, Observer
 from dask_batch.errors import GivenUpTaskError, TaskError
 from dask_batch.failures import dependency_failure, failure_of
 from dask_batch.follow import Outcome, Verdict, signal_of
 from dask_batch.future import BatchFuture
+from dask_batch.sweep import Sweep
 
 if TYPE_CHECKING:
     from dask_batch.watch import Watch

@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dask_batch.backends import open_backend
-from dask_batch.backends.base import Backend, JobState
-from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claims, Run
 from dask_batch.cache.store import Cache
 from dask_batch.config import resolve
-from dask_batch.errors import BackendError, ConfigurationError, MissingEntryError
+from dask_batch.errors import ConfigurationError, MissingEntryError
+from dask_batch.overview import Overview, RunStatus
 
 __all__ = ["CacheEntry", "RunStatus", "cancel", "explain", "get_cache_data", "status"]
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatus:
-    """How far a run has come.
-
-    Attributes
-    ----------
-    run : str
-        The run's id.
-    backend : str
-        The batch system that it was handed to.
-    host : str
-        The machine of the client that handed it over.
-    created : float
-        When, in seconds since the epoch.
-    finished, failed, running, waiting, unknown : int
-        How many of its jobs are in which state. A job that has ended but whose result was asked
-        for by a later run counts as what it was.
-    job_ids : mapping
-        The batch system's ids, by job name.
-    """
-
-    run: str
-    backend: str
-    host: str
-    created: float
-    finished: int
-    failed: int
-    running: int
-    waiting: int
-    unknown: int
-    job_ids: Mapping[str, str]
 
 
 class CacheEntry(Mapping[str, Any]):
@@ -136,7 +99,7 @@ def status(cache_directory: str | Path | None = None) -> list[RunStatus]:
     """
     options = resolve(cache_directory=cache_directory)
     cache = Cache(options.cache_directory, create=False)
-    look = _Look(cache)
+    look = Overview(cache)
     try:
         return [look.status(run) for run in look.runs()]
     finally:
@@ -165,7 +128,7 @@ def cancel(
     """
     options = resolve(cache_directory=cache_directory)
     cache = Cache(options.cache_directory, create=False)
-    look = _Look(cache)
+    look = Overview(cache)
     try:
         runs = [each for each in look.runs() if run in (None, each.id)]
         if run is not None and not runs:
@@ -173,103 +136,6 @@ def cancel(
         return sum(look.cancel(each, key) for each in runs)
     finally:
         look.close()
-
-
-class _Look:
-    """Looks at the runs of a cache, with one backend of each kind."""
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self.claims = Claims(cache)
-        self._backends: dict[str, Backend | None] = {}
-
-    def runs(self) -> list[Run]:
-        found = (self.claims.run(run_id) for run_id in self.claims.run_ids())
-        runs = [run for run in found if not self.claims.log(run.id).aborted]
-        return sorted(runs, key=lambda run: (run.created, run.id))
-
-    def status(self, run: Run) -> RunStatus:
-        log = self.claims.log(run.id)
-        counts = dict.fromkeys(("finished", "failed", "running", "waiting", "unknown"), 0)
-        open_ids: dict[str, str] = {}
-        for name, where in self._where(run).items():
-            if where is None:
-                open_ids[name] = log.ids.get(name, "")
-            else:
-                counts[where] += 1
-        states = self._states(run, [job_id for job_id in open_ids.values() if job_id])
-        for job_id in open_ids.values():
-            counts[_counted(states.get(job_id))] += 1
-        return RunStatus(
-            run.id, run.backend, run.owner.host, run.created, **counts, job_ids=dict(log.ids)
-        )
-
-    def cancel(self, run: Run, key: str | None) -> int:
-        log = self.claims.log(run.id)
-        chosen = {
-            name: each
-            for name, each in run.jobs
-            if key in (None, each) and self._where(run)[name] is None
-        }
-        backend = self._backend(run)
-        if backend is not None:
-            backend.cancel([log.ids[name] for name in chosen if name in log.ids])
-        for name, each in chosen.items():
-            current = self.claims.current(each)
-            if current is None or current.run.id != run.id:
-                continue
-            record = {
-                "outcome": "cancelled",
-                "message": "it was cancelled",
-                "job_id": log.ids.get(name),
-                "concluded_by": "client",
-            }
-            attempts.end(self.cache, each, current.generation, record)
-        return len(chosen)
-
-    def _where(self, run: Run) -> dict[str, str | None]:
-        """Tell of each job whether the store knows its end."""
-        keys = [key for _, key in run.jobs]
-        published = self.cache.present(keys)
-        generations = {}
-        for key in keys:
-            for claim in self.claims.generations(key):
-                if claim.run.id == run.id:
-                    generations[key] = claim.generation
-        ended = attempts.ended(self.cache, generations)
-        return {
-            name: "failed" if key in ended else "finished" if key in published else None
-            for name, key in run.jobs
-        }
-
-    def _states(self, run: Run, job_ids: list[str]) -> dict[str, JobState]:
-        backend = self._backend(run)
-        if backend is None or not job_ids:
-            return {}
-        return {job_id: found.state for job_id, found in backend.status(job_ids).items()}
-
-    def _backend(self, run: Run) -> Backend | None:
-        if run.backend not in self._backends:
-            try:
-                self._backends[run.backend] = open_backend(run.backend)
-            except BackendError:
-                self._backends[run.backend] = None
-        return self._backends[run.backend]
-
-    def close(self) -> None:
-        for backend in self._backends.values():
-            if backend is not None:
-                backend.close()
-
-
-def _counted(state: JobState | None) -> str:
-    if state is None or state is JobState.UNKNOWN:
-        return "unknown"
-    if state in (JobState.HELD, JobState.WAITING):
-        return "waiting"
-    if state is JobState.COMPLETED:
-        return "finished"
-    return "failed" if state.ended else "running"
 
 
 def explain(cache_directory: str | Path, key: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from dask_batch.backends.base import Backend, JobState, JobStatus
 from dask_batch.cache import attempts
@@ -19,19 +18,13 @@ from dask_batch.follow import Evidence, judge, signal_of
 from dask_batch.history import History
 from dask_batch.job.checks import starter_is_dead
 from dask_batch.retry import Ending
+from dask_batch.settling import Settling, patiently
 
 __all__ = ["Standing", "Standings", "Survey", "log_stem"]
 
 logger = logging.getLogger(__name__)
 
-_Answer = TypeVar("_Answer")
 
-_LOOK_S = 0.05
-_SAY_S = 30.0
-_STALL_S = 120.0
-"""A hand-over on another host that records nothing for so long counts as dead, in seconds."""
-_PATIENCE_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0, 60.0)
-"""How long to wait between two questions to a batch system that gives no answer, in seconds."""
 _LAG_S = 2.0
 """How long after the first miss a job is looked up again, in seconds."""
 
@@ -98,6 +91,7 @@ class Standings:
         self.history = History(cache, claims)
         self._open_backend = open_backend
         self._others: dict[str, Backend | None] = {}
+        self._settling = Settling(claims, self.backend_of)
 
     def survey(self, keys: Iterable[str]) -> Survey:
         """Find out where keys stand whose results are not in the store."""
@@ -135,57 +129,9 @@ class Standings:
         repeat = self.history.decide(claim, ending)
         return repeat is not None and not repeat.free
 
-    # ---- hand-overs that are not finished --------------------------------------------------
-
     def settled(self, run: Run) -> RunLog:
         """Wait until a run has been released or aborted, as its heir if its owner has died."""
-        said = began = time.monotonic()
-        length, changed = -1, began
-        while True:
-            log = self.claims.log(run.id)
-            if log.released or log.aborted:
-                return log
-            now = time.monotonic()
-            if log.length != length:
-                length, changed = log.length, now
-            stalled = now - changed > _STALL_S
-            if _is_dead(run.owner, stalled=stalled) and self.claims.heir(
-                run.id, Owner.current(), dead=functools.partial(_is_dead, stalled=stalled)
-            ):
-                self._inherit(run, self.claims.log(run.id))
-                continue
-            if now - said > _SAY_S:
-                said = now
-                logger.warning(
-                    "waiting for process %d on %s to finish handing over run %s of the same tasks",
-                    run.owner.pid, run.owner.host, run.id,
-                )  # fmt: skip
-            time.sleep(_LOOK_S)
-
-    def _inherit(self, run: Run, log: RunLog) -> None:
-        """Finish the hand-over of a dead client: the graph runs whole or not at all."""
-        backend = self.backend_of(run)
-        if backend is None:
-            logger.warning(
-                "run %s was left half handed over to %s, which this machine does not have: "
-                "its tasks are handed over again",
-                run.id, run.backend,
-            )  # fmt: skip
-            self.claims.record(run.id, {"event": "aborted", "reason": "its backend is not here"})
-            return
-        names = [name for name, _ in run.jobs]
-        found = {**_patiently(backend, lambda: backend.find(names)), **log.ids}
-        for name, job_id in found.items():
-            if name not in log.ids:
-                self.claims.record_job(run.id, name, job_id)
-        if log.accepted:
-            logger.info("run %s: its client died before letting it go; it goes now", run.id)
-            _patiently(backend, lambda: backend.release(list(found.values())))
-            self.claims.record(run.id, {"event": "released"})
-        else:
-            logger.info("run %s: its client died while handing it over; it is taken back", run.id)
-            _patiently(backend, lambda: backend.cancel(list(found.values())))
-            self.claims.record(run.id, {"event": "aborted", "reason": "its client died"})
+        return self._settling.settled(run)
 
     # ---- jobs ------------------------------------------------------------------------------
 
@@ -214,23 +160,23 @@ class Standings:
                     stuck.append(status.job_id)
             if stuck:
                 # They may be queued still, and would be for ever.
-                _patiently(backend, functools.partial(backend.cancel, stuck))
+                patiently(backend, functools.partial(backend.cancel, stuck))
         return alive
 
     def _ids(self, backend: Backend, members: list[Claim], log: RunLog) -> dict[str, str]:
         ids = {c.job_name: log.ids[c.job_name] for c in members if c.job_name in log.ids}
         nameless = [claim.job_name for claim in members if claim.job_name not in ids]
         if nameless:
-            ids.update(_patiently(backend, lambda: backend.find(nameless)))
+            ids.update(patiently(backend, lambda: backend.find(nameless)))
         return ids
 
     def _states(self, backend: Backend, ids: Collection[str]) -> dict[str, JobStatus]:
         """Ask for states; what is not known at once is asked for once more, after a lag."""
-        states = dict(_patiently(backend, lambda: backend.status(ids)))
+        states = dict(patiently(backend, lambda: backend.status(ids)))
         missing = [job_id for job_id in ids if job_id not in states]
         if missing:
             time.sleep(_LAG_S)
-            states.update(_patiently(backend, lambda: backend.status(missing)))
+            states.update(patiently(backend, lambda: backend.status(missing)))
         return states
 
     def _lives(self, claim: Claim, status: JobStatus | None) -> bool:
@@ -307,26 +253,3 @@ class Standings:
             if backend is not None:
                 backend.close()
         self._others.clear()
-
-
-def _is_dead(owner: Owner, *, stalled: bool) -> bool:
-    """Whether a process is dead; of one on another host, whether nothing has been heard of it."""
-    alive = owner.alive()
-    return alive is False or (alive is None and stalled)
-
-
-def _patiently(backend: Backend, ask: Callable[[], _Answer]) -> _Answer:
-    """Ask a batch system that may be out of order for a while: its controller is restarted.
-
-    Raises
-    ------
-    BackendError
-        It gives no answer for minutes.
-    """
-    for wait_s in _PATIENCE_S if backend.shared else ():
-        try:
-            return ask()
-        except BackendError as error:
-            logger.warning("%s gives no answer; again in %g s: %s", backend.name, wait_s, error)
-            time.sleep(wait_s)
-    return ask()

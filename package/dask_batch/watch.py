@@ -17,16 +17,17 @@ from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.followers import Followers
 from dask_batch.cache.store import Cache
-from dask_batch.cancelling import Cancelling, Sweep
+from dask_batch.cancelling import Cancelling
 from dask_batch.entries import Entry, Observer, Pace
 from dask_batch.errors import BatchError
-from dask_batch.follow import Outcome, Verdict
+from dask_batch.follow import Outcome
 from dask_batch.future import BatchFuture
 from dask_batch.history import History
 from dask_batch.polling import Polling, Rhythm
 from dask_batch.repeating import Repeating
 from dask_batch.resolving import Resolving
 from dask_batch.standing import Standing, Standings
+from dask_batch.sweep import Sweep
 from dask_batch.tending import Tending
 
 __all__ = ["Entry", "Observer", "Pace", "Watch"]
@@ -80,9 +81,9 @@ class Watch:
         self._next_scan = 0.0
         history = History(cache, standings.claims)
         self._sweep = Sweep(backend)
-        self._cancelling = Cancelling(cache, standings.claims, history, self.followers, self._sweep)
         tending = Tending(cache, standings.claims, backend, history)
         self._resolving = Resolving(self, self._sweep)
+        self._cancelling = Cancelling(self, standings.claims, history, self._resolving, self._sweep)
         self._repeating = Repeating(self, standings, history, tending, self._resolving)
 
     @property
@@ -283,52 +284,21 @@ class Watch:
 
     def forget(self, future: BatchFuture) -> None:
         """Stop resolving a future that its caller has cancelled."""
-        future._claim()  # tells those who wait with as_completed
-        entry = self.entries.get(future.key)
-        if entry is not None and future in entry.futures:
-            entry.futures.remove(future)
-            self._cancel_unwanted([future.key])
+        self._cancelling.forget(future)
 
     def cancel(self, *, waiting_only: bool) -> None:
         """Cancel the futures of all jobs, or of those that have not started."""
         if waiting_only and self.entries:
             self.poll(time.monotonic())
-        chosen = [
+        waiting = (JobState.HELD, JobState.WAITING)
+        self._cancelling.cancel(
             entry
-            for entry in self.entries.values()
-            if not waiting_only
-            or entry.status is None
-            or entry.status.state in (JobState.HELD, JobState.WAITING)
-        ]
-        for entry in chosen:
-            for future in entry.futures:
-                future._cancel_running()
-                future._claim()
-            entry.futures.clear()
-        self._cancel_unwanted([entry.standing.key for entry in chosen])
+            for entry in list(self.entries.values())
+            if not waiting_only or entry.status is None or entry.status.state in waiting
+        )
 
     def break_off(self, error: BaseException) -> None:
         """Fail every future there is."""
         entries, self.entries = self.entries, {}
         for entry in entries.values():
             self._resolving.fail_all(entry, error)
-
-    def _cancel_unwanted(self, keys: Iterable[str]) -> None:
-        """Let go of what no future and no other task here waits for, and end it if we may."""
-        dropped: dict[str, Entry] = {}
-        stack = list(keys)
-        while stack:
-            key = stack.pop()
-            entry = self.entries.get(key)
-            if entry is None or entry.futures or entry.children:
-                continue
-            del self.entries[key]
-            for parent in self._parents(entry):
-                parent.children.discard(key)
-            dropped[key] = entry
-            stack.extend(entry.parents)
-        verdict = Verdict(Outcome.CANCELLED, "it was cancelled")
-        for entry in self._cancelling.let_go(dropped, self.entries):
-            self._sweep.add(entry)
-            self._resolving.record(entry, verdict)
-        self._sweep.soon()

@@ -1,0 +1,211 @@
+"""What a cache's runs have come to, and an end to them: a look from outside, without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dask_batch.backends import open_backend
+from dask_batch.backends.base import Backend, JobState
+from dask_batch.cache import attempts
+from dask_batch.cache.claims import Claim, Claims, Run, RunLog
+from dask_batch.cache.store import Cache
+from dask_batch.errors import BackendError
+from dask_batch.history import History
+from dask_batch.retry import Ending
+
+__all__ = ["Overview", "RunStatus"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """How far a run has come.
+
+    Attributes
+    ----------
+    run : str
+        The run's id.
+    backend : str
+        The batch system that it was handed to.
+    host : str
+        The machine of the client that handed it over.
+    created : float
+        When, in seconds since the epoch.
+    finished, failed, running, waiting, unknown : int
+        How many of its jobs are in which state. A job that has ended but whose result was asked
+        for by a later run counts as what it was; one that has failed and is run again as waiting.
+    job_ids : mapping
+        The batch system's ids, by job name.
+    repeated : int
+        How many attempts were made beyond the first of each job.
+    """
+
+    run: str
+    backend: str
+    host: str
+    created: float
+    finished: int
+    failed: int
+    running: int
+    waiting: int
+    unknown: int
+    job_ids: Mapping[str, str]
+    repeated: int = 0
+
+
+class Overview:
+    """Looks at the runs of a cache, with one backend of each kind.
+
+    Parameters
+    ----------
+    cache
+        Which.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.claims = Claims(cache)
+        self._history = History(cache, self.claims)
+        self._backends: dict[str, Backend | None] = {}
+
+    def runs(self) -> list[Run]:
+        """Return the runs that were not taken back, oldest first."""
+        found = (self.claims.run(run_id) for run_id in self.claims.run_ids())
+        runs = [run for run in found if not self.claims.log(run.id).aborted]
+        return sorted(runs, key=lambda run: (run.created, run.id))
+
+    # ---- how far -----------------------------------------------------------------------------
+
+    def status(self, run: Run) -> RunStatus:
+        """Count the jobs of a run by what has become of them."""
+        log = self.claims.log(run.id)
+        claims = self._claims(run)
+        counts = dict.fromkeys(("finished", "failed", "running", "waiting", "unknown"), 0)
+        open_claims: list[Claim] = []
+        ends = self._ends(run, claims)
+        for _, key in run.jobs:
+            if ends[key] is None and key in claims:
+                open_claims.append(claims[key][-1])
+            else:
+                counts[ends[key] or "unknown"] += 1
+        states = self._states(run, [log.ids.get(claim.job_name, "") for claim in open_claims])
+        for claim in open_claims:
+            state = states.get(log.ids.get(claim.job_name, ""))
+            counts["waiting" if self._is_to_come(claim, log, state) else _counted(state)] += 1
+        return RunStatus(
+            run.id, run.backend, run.owner.host, run.created, **counts, job_ids=dict(log.ids),
+            repeated=sum(len(attempts_of) - 1 for attempts_of in claims.values()),
+        )  # fmt: skip
+
+    def _is_to_come(self, claim: Claim, log: RunLog, state: JobState | None) -> bool:
+        """Whether a job is to be handed over, or run again, by the run's client or steward."""
+        if claim.job_name not in log.ids:
+            return claim.job_name in log.left
+        if state is None or not state.ended:
+            return False
+        if attempts.read_end(self.cache, claim.key, claim.generation) is not None:
+            return True  # and it is open all the same: see _ends
+        return not self._history.is_first(claim) and not _is_repeated(claim, log)
+
+    def _claims(self, run: Run) -> dict[str, list[Claim]]:
+        """Return the claims of a run on each of its keys, none where it has none."""
+        found: dict[str, list[Claim]] = {}
+        for _, key in run.jobs:
+            own = [each for each in self.claims.generations(key) if each.run.id == run.id]
+            if own:
+                found[key] = own
+        return found
+
+    def _ends(self, run: Run, claims: Mapping[str, list[Claim]]) -> dict[str, str | None]:
+        """Tell of each task whether the store knows its end."""
+        keys = [key for _, key in run.jobs]
+        published = self.cache.present(keys)
+        ended = attempts.ended(self.cache, {k: c[-1].generation for k, c in claims.items()})
+        failed = {key for key in ended if not self._goes_on(claims[key][-1])}
+        said: dict[str, str | None] = dict.fromkeys(keys)
+        said.update(dict.fromkeys(published, "finished"))
+        said.update(dict.fromkeys(failed, "failed"))
+        return said
+
+    def _goes_on(self, claim: Claim) -> bool:
+        """Whether a failed attempt is to be repeated by its run."""
+        if self.claims.superseded(claim.key, claim.generation):
+            return False
+        end = attempts.read_end(self.cache, claim.key, claim.generation)
+        repeat = None if end is None else self._history.decide(claim, Ending.of(end))
+        return repeat is not None and not repeat.free
+
+    def _states(self, run: Run, job_ids: Iterable[str]) -> dict[str, JobState]:
+        backend = self._backend(run)
+        known = [job_id for job_id in job_ids if job_id]
+        if backend is None or not known:
+            return {}
+        return {job_id: found.state for job_id, found in backend.status(known).items()}
+
+    # ---- an end ------------------------------------------------------------------------------
+
+    def cancel(self, run: Run, key: str | None) -> int:
+        """End the jobs of a run, or that of one key; return how many were under way."""
+        log = self.claims.log(run.id)
+        ends = self._ends(run, self._claims(run))
+        chosen = [
+            (name, each) for name, each in run.jobs if key in (None, each) and ends[each] is None
+        ]
+        backend = self._backend(run)
+        if backend is not None:
+            backend.cancel([log.ids[name] for name, _ in chosen if name in log.ids])
+        for name, each in chosen:
+            self._end(run, each, log.ids.get(name))
+        return len(chosen)
+
+    def _end(self, run: Run, key: str, job_id: str | None) -> None:
+        current = self.claims.current(key)
+        if current is None or current.run.id != run.id:
+            return
+        record = {
+            "outcome": "cancelled",
+            "message": "it was cancelled",
+            "job_id": job_id,
+            "concluded_by": "client",
+        }
+        if attempts.end(self.cache, key, current.generation, record):
+            return
+        # It has failed and is to be repeated: that attempt is over before it begins.
+        mine, claim = self.claims.claim(key, run, after=current.generation)
+        if mine:
+            attempts.end(self.cache, key, claim.generation, record)
+
+    # ---- backends ----------------------------------------------------------------------------
+
+    def _backend(self, run: Run) -> Backend | None:
+        if run.backend not in self._backends:
+            try:
+                self._backends[run.backend] = open_backend(run.backend)
+            except BackendError:
+                self._backends[run.backend] = None
+        return self._backends[run.backend]
+
+    def close(self) -> None:
+        """Let go of the backends."""
+        for backend in self._backends.values():
+            if backend is not None:
+                backend.close()
+
+
+def _is_repeated(claim: Claim, log: RunLog) -> bool:
+    return any(
+        event["event"] == "repeated"
+        and event.get("name") == claim.job_name
+        and event.get("generation") == claim.generation
+        for event in log.events
+    )
+
+
+def _counted(state: JobState | None) -> str:
+    if state is None or state in (JobState.UNKNOWN, JobState.LOST):
+        return "unknown"
+    if state in (JobState.HELD, JobState.WAITING):
+        return "waiting"
+    if state is JobState.COMPLETED:
+        return "finished"
+    return "failed" if state.ended else "running"

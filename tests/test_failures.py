@@ -1,0 +1,164 @@
+"""From verdict to exception, whatever the user's classes do."""
+
+from __future__ import annotations
+
+import base64
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dask_batch import failures
+from dask_batch.code import pickling
+from dask_batch.errors import (
+    DependencyFailedError,
+    DiedTaskError,
+    RemoteError,
+    RemoteTraceback,
+    TaskError,
+)
+from dask_batch.failures import dependency_failure, failure_of, tail_of
+from dask_batch.follow import Outcome, Verdict
+
+ABOUT: dict[str, Any] = {
+    "key": "a" * 64,
+    "function": "fit",
+    "job_id": "7",
+    "state": "FAILED",
+    "log": None,
+}
+
+
+class TwoArguments(Exception):
+    def __init__(self, code: int, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail
+
+
+class Trap:
+    """Does something when it is unpickled."""
+
+    def __init__(self, action: Any, *args: Any) -> None:
+        self.action, self.args = action, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.action, self.args
+
+
+def leave(status: int) -> None:
+    raise SystemExit(status)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def refuse() -> None:
+    raise ZeroDivisionError("not here")
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class Closed(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("closed")
+
+
+def raised(value: Any, **more: Any) -> BaseException:
+    """Return what a caller is told of an exception that a job pickled."""
+    pickled = base64.b64encode(pickling.dumps(value).data).decode()
+    end = {
+        "outcome": "exception",
+        "message": "what it said",
+        "exception_type": "mine.Odd",
+        "traceback": "the frames in fit",
+        "exception": pickled,
+        "host": "n1",
+        **more,
+    }
+    return failure_of(Verdict(Outcome.EXCEPTION, "what it said"), **ABOUT, end=end)
+
+
+def test_the_users_own_exception_keeps_its_type_arguments_and_frames() -> None:
+    error = raised(TwoArguments(3, "bad"))
+    assert isinstance(error, TwoArguments)
+    assert (error.code, error.detail, error.args) == (3, "bad", ("3: bad",))
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "the frames in fit" in str(error.__cause__)
+    assert any("job 7" in note and "n1" in note for note in error.__notes__)
+
+
+@pytest.mark.parametrize("trap", [Trap(leave, 3), Trap(interrupt), Trap(refuse)])
+def test_an_exception_that_cannot_be_unpickled_has_a_stand_in(trap: Trap) -> None:
+    error = raised(trap)
+    assert isinstance(error, RemoteError)
+    assert error.type_name == "mine.Odd"
+    assert "what it said" in str(error)
+    assert "cannot be unpickled here" in str(error)
+    assert isinstance(error.__cause__, RemoteTraceback)
+
+
+def test_one_that_never_comes_to_an_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "_UNPICKLING_S", 0.2)
+    error = raised(Trap(time.sleep, 5.0))
+    assert isinstance(error, RemoteError)
+    assert "has not come to an end" in str(error)
+
+
+def test_one_that_is_no_exception_or_not_even_a_pickle() -> None:
+    assert isinstance(raised([1, 2]), RemoteError)
+    assert isinstance(raised(ValueError(), exception="!"), RemoteError)
+    assert isinstance(raised(ValueError(), exception=base64.b64encode(b"x").decode()), RemoteError)
+    lost = raised(ValueError(), exception=None, exception_lost="TypeError: a socket")
+    assert isinstance(lost, RemoteError)
+    assert "a socket" in str(lost)
+
+
+def test_one_that_lets_no_attribute_be_set_has_a_stand_in_with_its_frames() -> None:
+    error = raised(Closed("x"))
+    assert isinstance(error, (Closed, RemoteError))
+    assert isinstance(error.__cause__, RemoteTraceback)
+
+
+def test_one_without_words_still_takes_its_dependents_down() -> None:
+    error = dependency_failure(
+        Unspeakable(), key="b" * 64, function="child", root="a" * 64, root_function="fit"
+    )
+    assert isinstance(error, DependencyFailedError)
+    assert "Unspeakable" in str(error)
+
+
+@pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.DONE])
+def test_each_failure_carries_what_is_known(outcome: Outcome, tmp_path: Path) -> None:
+    log = tmp_path / "0.err"
+    log.write_text("".join(f"line {n}\n" for n in range(100)))
+    verdict = Verdict(outcome, "what happened", "who says so")
+    error = failure_of(verdict, **{**ABOUT, "log": log}, end=None)
+    assert isinstance(error, TaskError)
+    assert (error.key, error.function, error.job_id) == ("a" * 64, "fit", "7")
+    assert (error.state, error.evidence, error.log) == ("FAILED", "who says so", log)
+    assert error.advice
+    assert error.tail.endswith("line 99")
+    assert len(error.tail.splitlines()) == 20
+    assert "fit: what happened" in str(error)
+
+
+def test_what_went_wrong_around_the_function_has_its_frames_too() -> None:
+    verdict = Verdict(Outcome.DIED, "the cache could not be read")
+    error = failure_of(verdict, **ABOUT, end={"outcome": "died", "traceback": "frames of ours"})
+    assert isinstance(error, DiedTaskError)
+    assert "frames of ours" in str(error.__cause__)
+
+
+def test_a_log_that_is_not_there_or_not_text_is_no_obstacle(tmp_path: Path) -> None:
+    assert tail_of(None) == ""
+    assert tail_of(tmp_path / "none") == ""
+    assert tail_of(tmp_path) == ""
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00ok\n")
+    assert tail_of(tmp_path / "binary").endswith("ok")

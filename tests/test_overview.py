@@ -1,0 +1,89 @@
+"""Runs seen from outside: how far they are, with attempts that are repeated; and an end to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dask_batch import overview
+from dask_batch.backends.base import JobState
+from dask_batch.overview import Overview, RunStatus
+from dask_batch.retry import RetryPolicy
+from watching import Client, Queue, key_of, prepared
+
+TWICE = RetryPolicy(2)
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def client(tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Client:
+    monkeypatch.setattr(overview, "open_backend", lambda name: queue)
+    return Client(tmp_path, queue)
+
+
+def seen(client: Client) -> RunStatus:
+    """Return how far the one run is, as another process sees it."""
+    look = Overview(client.cache)
+    (run,) = look.runs()
+    return look.status(run)
+
+
+def counts(found: RunStatus) -> tuple[int, ...]:
+    return found.finished, found.failed, found.running, found.waiting, found.unknown
+
+
+def test_each_job_counts_once_as_what_it_is(client: Client, queue: Queue) -> None:
+    client.run(*(prepared(name) for name in ("done", "bad", "runs", "waits", "lost")))
+    client.publish("done")
+    client.end("bad", 0, outcome="exception")
+    queue.say("runs", JobState.RUNNING)
+    queue.purged.add(queue.id_of("lost"))
+    assert counts(seen(client)) == (1, 1, 1, 1, 1)
+
+
+def test_what_is_being_repeated_is_neither_failed_nor_unknown(client: Client, queue: Queue) -> None:
+    client.run(prepared("flaky", retry=TWICE))
+    queue.say("flaky", JobState.TIMEOUT)
+    client.end("flaky", 0, outcome="timeout")
+    assert counts(seen(client)) == (0, 0, 0, 1, 0)
+    claim = client.claims.current(key_of("flaky"))
+    assert claim is not None
+    client.claims.claim(claim.key, claim.run, after=0)
+    # Claimed, and not run yet: the batch system tells of the first attempt.
+    assert counts(seen(client)) == (0, 0, 0, 1, 0)
+    client.look(2)
+    client.entry("flaky").act_at = 0.0
+    client.look(2)
+    queue.say("flaky", JobState.RUNNING)
+    found = seen(client)
+    assert counts(found) == (0, 0, 1, 0, 0)
+    assert found.repeated == 1
+    client.publish("flaky")
+    assert counts(seen(client)) == (1, 0, 0, 0, 0)
+
+
+def test_what_has_used_up_its_retries_has_failed(client: Client, queue: Queue) -> None:
+    client.run(prepared("flaky", retry=RetryPolicy(1)))
+    for _ in range(2):
+        queue.say("flaky", JobState.TIMEOUT)
+        client.look(3)
+    found = seen(client)
+    assert counts(found) == (0, 1, 0, 0, 0)
+    assert found.repeated == 1
+
+
+def test_cancelling_also_ends_what_is_to_be_repeated(client: Client, queue: Queue) -> None:
+    futures = client.run(prepared("flaky", retry=TWICE), prepared("child", "flaky"))
+    queue.say("flaky", JobState.TIMEOUT)
+    client.end("flaky", 0, outcome="timeout")
+    look = Overview(client.cache)
+    assert look.cancel(look.runs()[0], None) == 2
+    client.look(5)
+    assert not queue.reruns
+    assert all(future.done() for future in futures.values())
+    assert counts(seen(client))[:2] == (0, 2)
