@@ -149,6 +149,7 @@ def test_the_end_of_a_job(system, how, monkeypatch):
     forget(system, monkeypatch)
     later = system.wait_for(job, state)
     assert (later.exit_code or None, later.signal, later.source) == (exit_code, signal, "sacct")
+    assert later.name in ("", job.name)
     # Until the record of its start has come in, the accounts call a short job "allocation".
     wait_until(lambda: system.command(*sacct(job_id, "JobName")).stdout == f"{job.name}\n")
 

@@ -175,15 +175,15 @@ def test_an_answer_of_sbatch_is_lost(fake, tmp_path, folder, monkeypatch):
 SIXTY = """
 def graph():
     task = dask.delayed(body)
-    leaves = [task(f"leaf{i}") for i in range(45)]
-    groups = [task(f"group{i}", *leaves[3 * i : 3 * i + 3]) for i in range(14)]
+    leaves = [task(f"leaf{i}") for i in range(44)]
+    groups = [task(f"group{i}", *leaves[3 * i : 3 * i + 3]) for i in range(15)]
     return task("end", *groups)
 
 if __name__ == "__main__":
     with dask.config.set({"batch.shortest-poll": "0.5s", "batch.longest-poll": "1s"}):
         compute(graph())
 """
-EACH_OF_SIXTY = Counter([f"leaf{i}" for i in range(45)] + [f"group{i}" for i in range(14)])
+EACH_OF_SIXTY = Counter([f"leaf{i}" for i in range(44)] + [f"group{i}" for i in range(15)])
 EACH_OF_SIXTY["end"] = 1
 
 
