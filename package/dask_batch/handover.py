@@ -28,7 +28,7 @@ from typing import Any
 
 from dask_batch.backends.base import Backend
 from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claim, Run
+from dask_batch.cache.claims import Claim, Run, RunLog
 from dask_batch.defining import Plan, define, jobs_of, run_of
 from dask_batch.errors import MissingEntryError, QueueFullError, SubmissionError
 from dask_batch.packing import PreparedJob
@@ -170,8 +170,32 @@ class HandOver:
             needed |= open_keys
             level = {key for k in open_keys for key in by_key[k].inputs} - seen
         plan.needed = [job for job in jobs if job.key in needed]
+        plan.under_way.update(self._above(plan, by_key, seen | pending.keys()))
         self._await_strangers(plan)
         return plan
+
+    def _above(
+        self, plan: Plan, by_key: Mapping[str, PreparedJob], seen: set[str]
+    ) -> dict[str, Standing]:
+        """Return the jobs that those under way wait for, whatever has become of them.
+
+        Their own client may have gone. If one of them has failed, it is to be repeated, or what
+        waits for it is to be told: else that would wait for ever.
+        """
+        found: dict[str, Standing] = {}
+        logs: dict[str, RunLog] = {}
+        seen = set(seen)
+        level = set(plan.under_way)
+        while level:
+            above = {key for k in level & by_key.keys() for key in by_key[k].inputs} - seen
+            seen |= above
+            level = above - self.cache.present(above)
+            for claim in filter(None, map(self.claims.current, sorted(level))):
+                log = logs.get(claim.run.id) or self.claims.log(claim.run.id)
+                logs[claim.run.id] = log
+                if claim.job_name in log.ids and not log.aborted:
+                    found[claim.key] = self.standings.standing(claim, log.ids[claim.job_name])
+        return found
 
     def _left(self, keys: set[str]) -> dict[str, int]:
         """Return the generation of each key whose claim is on a job that was never accepted."""
