@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from dask_batch.backends.base import Job, JobState, JobStatus
 from dask_batch.backends.command import client_environment
@@ -105,10 +108,10 @@ class System:
         """Return what a job printed."""
         return (self.logs / f"{job.index}.out").read_text()
 
-    @staticmethod
-    def command(*argv: str) -> subprocess.CompletedProcess[str]:
-        """Run one of Slurm's commands."""
-        return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    def command(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run one of Slurm's commands, where the test's jobs are looked for to be cancelled."""
+        here = self.logs.parent
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=here)
 
     def row(self, job_id: str, fields: str = "%T|%r|%E") -> str:
         """Return a job's line of squeue."""
@@ -120,3 +123,55 @@ class System:
         while (seen := self.row(job_id, fields)) != row:
             assert time.monotonic() < deadline, f"{seen!r} is not {row!r}"
             time.sleep(0.05)
+
+
+REAL = pytest.param("real", marks=pytest.mark.slurm)
+UID = str(os.getuid())
+
+
+@pytest.fixture(params=["fake", REAL])
+def system(request, tmp_path, monkeypatch):
+    """Yield the fake and the real one in turn."""
+    if request.param == "real":
+        request.getfixturevalue("slurm")  # which cancels what a test leaves behind
+        system = System(tmp_path / "logs")
+        yield system
+        system.backend.close()
+        return
+    with FakeSlurm(tmp_path / "fake", **CI_CLUSTER) as fake:
+        monkeypatch.setenv("PATH", fake.environment()["PATH"])
+        system = System(tmp_path / "logs", fake)
+        yield system
+        system.backend.close()
+
+
+def only_fake(why):
+    """Run a test against the fake alone, for a reason."""
+    return pytest.mark.parametrize("system", ["fake"], indirect=True, ids=[f"fake, {why}"])
+
+
+def forget(system, monkeypatch):
+    """Let squeue know nothing of the jobs: others' are asked about instead."""
+    ask = system.backend._ask
+
+    def forgetful(argv):
+        return ask([*argv, "-u", "nobody"] if argv[0] == "squeue" else argv)
+
+    monkeypatch.setattr(system.backend, "_ask", forgetful)
+
+
+def wait_until(condition, patience_s=60.0):
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def sacct(job_id, fields):
+    return ["sacct", "-X", "-n", "-P", "-j", job_id, "--format", fields]
+
+
+def sbatch(system, *arguments):
+    system.logs.mkdir(exist_ok=True)
+    argv = ["sbatch", "--parsable", f"--output={system.logs}/%j.out", *arguments, "--wrap=true"]
+    return system.command(*argv)
