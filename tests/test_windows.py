@@ -14,7 +14,7 @@ from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.store import Cache
 from dask_batch.engine import Engine
-from dask_batch.errors import DependencyFailedError, QueueFullError
+from dask_batch.errors import DependencyFailedError, GivenUpTaskError, QueueFullError
 from dask_batch.future import BatchFuture
 from dask_batch.handover import HandOver
 from dask_batch.preparation import PreparedJob
@@ -349,9 +349,18 @@ def test_a_run_that_is_given_up_takes_what_was_left_of_it_along(driven: Driven) 
     futures = driven.request(wide(6))
     driven.engine._take_turn()
     run_id = Claims(driven.engine.cache).run_ids()[0]
-    error = RuntimeError("no interpreter")
-    driven.engine._given_up(run_id, error)
-    assert futures["child5"].exception() is error
+    cause = RuntimeError("no interpreter")
+    driven.engine._given_up(run_id, cause)
+    error = futures["child5"].exception()
+    assert isinstance(error, GivenUpTaskError)
+    assert error.__cause__ is cause
+    (job,) = driven.backend.stewards()
+    assert driven.backend.states[driven.backend.names[job.name]] is JobState.CANCELLED
+    # A steward that has begun already sees it, too.
+    before = len(driven.backend.jobs)
+    driven.backend.run()
+    steward(driven.engine.cache, driven.backend, job)()
+    assert len(driven.backend.jobs) == before
 
 
 # ---- a steward goes on -----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Final
 from dask_batch.backends.base import JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim
-from dask_batch.errors import BackendError
+from dask_batch.errors import BackendError, GivenUpTaskError
 from dask_batch.failures import dependency_failure
 from dask_batch.follow import Outcome
 from dask_batch.future import BatchFuture
@@ -204,17 +204,17 @@ class Backlog:
                     cause, key=job.key, function=job.function, root=root, root_function=function
                 )
                 failed[job.key] = error
-                self._record(job, error, root)
+                self._record(job, Outcome.DEPENDENCY, error, root)
                 for future in request.futures:
                     if future.key == job.key:
                         future._fail(error)
 
-    def _record(self, job: PreparedJob, error: BaseException, root: str) -> None:
+    def _record(self, job: PreparedJob, outcome: Outcome, error: BaseException, root: str) -> None:
         """Leave word for others that a job is not to be handed over."""
         claim = self._claims.get(job.key)
         if claim is not None:
             record = {
-                "outcome": Outcome.DEPENDENCY.value,
+                "outcome": outcome.value,
                 "message": str(error).partition("\n")[0],
                 "function": job.function,
                 "root": root,
@@ -236,13 +236,26 @@ class Backlog:
             if job_id is not None and not log.aborted:
                 self._watch.follow(self._standings.standing(claim, job_id), functions[key])
 
-    def give_up(self, run_id: str, error: BaseException) -> None:
-        """Fail what was left of a run, or of one that went on from it."""
+    def give_up(self, run_id: str, cause: BaseException) -> None:
+        """Fail what was left of a run whose first jobs have all died of one cause."""
         given_up = {key for key, claim in self._claims.items() if claim.run.id == run_id}
+        kept = []
         for request in self.requests:
-            if given_up & {job.key for job in request.jobs}:
-                request.fail(error)
-        self.requests = [r for r in self.requests if not given_up & {job.key for job in r.jobs}]
+            if not given_up & {job.key for job in request.jobs}:
+                kept.append(request)
+                continue
+            for job in request.jobs:
+                error = GivenUpTaskError(
+                    f"{job.function} was not handed over: the first jobs of its graph all died of "
+                    f"one cause before they began: {str(cause).partition(chr(10))[0]}",
+                    key=job.key,
+                    function=job.function,
+                )
+                error.__cause__ = cause
+                self._record(job, Outcome.GIVEN_UP, error, "")
+                request.part({job.key}).fail(error)
+        self.requests = kept
+        self.dismiss(self._heirs)
         self._await_inputs()
 
     # ---- the end ---------------------------------------------------------------------------
