@@ -95,7 +95,8 @@ def _in_a_job(text: str) -> Exception:
 
 def live_on(alive: Path) -> None:
     """Leave a sign of life again and again, the last one when the process is ended."""
-    while True:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         alive.touch()
         time.sleep(0.05)
 
