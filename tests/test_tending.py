@@ -116,6 +116,17 @@ def test_a_job_that_has_not_left_the_queue_yet_is_not_run_again_before(
     assert "again" in str(futures["flaky"].exception(0))
 
 
+def test_a_job_that_never_leaves_the_queue_is_made_to(client: Client, queue: Queue) -> None:
+    client.run(prepared("flaky", retry=RetryPolicy(1, exceptions=True)))
+    queue.say("flaky", JobState.RUNNING)
+    client.end("flaky", 0, outcome="exception", exception_type="builtins.ValueError")
+    client.look(3)
+    client.entry("flaky").act_at -= 3600
+    client.look(3)
+    assert queue.cancels == [[queue.id_of("flaky")]]
+    assert len(queue.reruns) == 1
+
+
 def test_a_job_that_was_purged_gets_a_new_id(client: Client, queue: Queue) -> None:
     futures = client.run(prepared("lost"), prepared("child", "lost"))
     old = queue.id_of("lost")

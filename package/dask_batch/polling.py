@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from dask_batch.backends.base import Backend
+from dask_batch.backends.base import Backend, JobStatus
 from dask_batch.entries import Entry, Pace
 from dask_batch.errors import BackendError
 from dask_batch.follow import poll_interval_s
@@ -51,8 +51,10 @@ class Polling:
         if not self._failures:
             self._next = min(self._next, now + self._pace.shortest_poll_s)
 
-    def poll(self, entries: Collection[Entry], now: float) -> None:
-        """Ask about all jobs that this batch system has."""
+    def poll(
+        self, entries: Collection[Entry], now: float, others: Sequence[str] = ()
+    ) -> dict[str, JobStatus]:
+        """Ask about all jobs that this batch system has; return what it says of some others."""
         ids = {
             entry.standing.job_id: entry
             for entry in entries
@@ -66,13 +68,13 @@ class Polling:
         )
         self._next = now + interval_s
         if not ids:
-            return
+            return {}
         try:
-            statuses = self._backend.status(list(ids))
+            statuses = self._backend.status([*ids, *others])
         except Exception as error:
             # A mistake in reading the answer is no more evidence than no answer.
             self._failed(error, now, interval_s)
-            return
+            return {}
         self._answered(now)
         for job_id, entry in ids.items():
             status = statuses.get(job_id)
@@ -80,6 +82,7 @@ class Polling:
                 entry.hear(status, now)
             elif self._backend.shared:
                 entry.miss(now, self._backend.name)
+        return {job_id: statuses[job_id] for job_id in others if job_id in statuses}
 
     def _failed(self, error: Exception, now: float, interval_s: float) -> None:
         wait_s = _FIRST_RETRY_S * 2.0**self._failures

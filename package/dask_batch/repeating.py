@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _FELL = "the job never started: one that it waits for did not succeed"
 _SIGN_S = 5.0
 """How often to look for a sign that another process has repeated a job."""
+_GONE_S = 90.0
+"""A job that has left its end record is gone by then."""
 _REFUSALS = 3
 """After so many refusals a job is not handed in again."""
 _FAILURES = 20
@@ -226,6 +228,10 @@ class Repeating:
         elif now >= entry.act_at and entry.over:
             # Only now: what the batch system still calls running would be left alone.
             self._rerun(entry, claim, now)
+        elif entry.running and now >= entry.act_at + _GONE_S:
+            # It left its end record and never left the books of a controller that was killed.
+            entry.act_at = now
+            self._resolving.end_job(entry)
         elif now >= entry.sign_at:
             entry.sign_at = now + _SIGN_S
             self._look_for_a_sign(entry, claim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,6 +77,7 @@ class Resolving:
     def finish(self, key: str, entry: Entry) -> None:
         """Resolve what waits for a result that is there."""
         self.note_start(key, entry)
+        self._watch.ghosts.note(entry, time.monotonic())
         self._watch.drop(key, entry)
         self._breaker(entry).worked()
         self.tell(entry.observers, "finished", key)
@@ -120,6 +122,10 @@ class Resolving:
         self._fail_children(entry, error, root=key, root_function=entry.function)
         if entry.ours and self._trips(key, entry, verdict, end):
             self._give_up(standing.run_id, error, self._breaker(entry).count)
+
+    def end_job(self, entry: Entry) -> None:
+        """Have the job of an entry ended, whatever it is at."""
+        self._sweep.add(entry)
 
     def not_found_out(self, key: str, entry: Entry, error: Exception) -> None:
         """Give up finding out what became of a task: nothing is recorded about it."""

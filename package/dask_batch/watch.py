@@ -22,6 +22,7 @@ from dask_batch.entries import Entry, Observer, Pace
 from dask_batch.errors import BatchError
 from dask_batch.follow import Outcome
 from dask_batch.future import BatchFuture
+from dask_batch.ghosts import Ghosts
 from dask_batch.history import History
 from dask_batch.polling import Polling, Rhythm
 from dask_batch.repeating import Repeating
@@ -75,6 +76,7 @@ class Watch:
         self.known: dict[str, Standing] = {}
         self.given_up: Callable[[str, BaseException], None] | None = None
         self.followers = Followers(cache)
+        self.ghosts = Ghosts()
         self._pace = pace
         self._polling = Polling(backend, pace)
         self._rhythm = Rhythm(time.monotonic())
@@ -196,7 +198,9 @@ class Watch:
 
     def poll(self, now: float) -> None:
         """Ask the batch system once for all jobs."""
-        self._polling.poll(self.entries.values(), now)
+        ghosts = self.ghosts.ids(self.entries) if self.backend.shared else []
+        told = self._polling.poll(self.entries.values(), now, ghosts)
+        self._sweep.add_ids(self.ghosts.haunting(ghosts, told, now))
         self._next_scan = 0.0
         for key, entry in list(self.entries.items()):
             if entry.running:
