@@ -363,6 +363,25 @@ def test_a_run_that_is_given_up_takes_what_was_left_of_it_along(driven: Driven) 
     assert len(driven.backend.jobs) == before
 
 
+def test_what_is_under_way_is_looked_after_while_more_is_handed_over(cache: Cache) -> None:
+    driven = Driven(cache, 100)
+    first = driven.request([prepared("first")])["first"]
+    driven.engine._take_turn()
+    driven.backend.run()
+    ended: list[bool] = []
+    between = driven.engine._between
+
+    def observed() -> None:
+        between()
+        ended.append(first.done())
+
+    driven.engine._hand_over.between = observed
+    driven.request(wide(3))
+    driven.engine._take_turn()
+    assert ended[0]
+    assert first.result() == "first"
+
+
 # ---- a steward goes on -----------------------------------------------------------------------
 
 
