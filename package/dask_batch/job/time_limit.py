@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -57,7 +58,10 @@ def limit_of(
         attempts.read_end(cache, header["key"], n) for n in range(header["generation"], generation)
     )
     timeouts = sum(end is not None and end.get("outcome") == "timeout" for end in earlier)
-    return TimeLimit.of(began_at=began_at, ends_at=began_at + asked_s * factor**timeouts)
+    given_s = asked_s * factor**timeouts
+    if "SLURM_JOB_ID" in os.environ:
+        given_s = math.ceil(given_s / 60) * 60  # it counts in minutes
+    return TimeLimit.of(began_at=began_at, ends_at=began_at + given_s)
 
 
 def _asked_s(common: Mapping[str, Any], header: Mapping[str, Any]) -> float:
