@@ -89,6 +89,11 @@ def test_a_job_that_cannot_begin_says_so(code: int) -> None:
         ("/var/spool/job1/slurm_script: line 5: /opt/python: No such file or directory", 127,
          "/opt/python"),
         ("slurm_script: line 3: pythn: command not found", 127, "pythn"),
+        (
+            "slurmstepd-n2: error: execve(): bad interpreter(/no/bash): No such file or directory",
+            2,
+            "bad interpreter(/no/bash): No such file or directory",
+        ),
         ("", 126, "126"),
     ],
 )  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import pytest
 
 from dask_batch.backends.base import JobState
+from dask_batch.diagnosis import diagnose
 from dask_batch.errors import SubmissionError
+from dask_batch.follow import Outcome
 from slurm_systems import UID, forget, only_fake, sacct, wait_until
 
 pytest_plugins = ["slurm_systems"]
@@ -117,16 +120,33 @@ def test_the_end_of_a_job(system, how, monkeypatch):
     wait_until(lambda: system.command(*sacct(job_id, "JobName")).stdout == f"{job.name}\n")
 
 
-def test_logs_that_cannot_be_opened(system):
+def test_logs_that_cannot_be_opened(system, monkeypatch):
     job = system.job()
     system.submit(job)
     system.logs.joinpath("0.out").mkdir()
     system.backend.release([system.ids[job.name]])
-    system.wait_for(job, JobState.FAILED)
+    seen = system.wait_for(job, JobState.FAILED)
     job_id = system.ids[job.name]
     assert system.row(job_id, "%T|%r") == "FAILED|JobLaunchFailure"
     argv = sacct(job_id, "State,ExitCode")
     wait_until(lambda: system.command(*argv).stdout == "FAILED|0:53\n")
+    forget(system, monkeypatch)
+    later = system.wait_for(job, JobState.FAILED)
+    for status, source in ((seen, "squeue"), (later, "sacct")):
+        assert (status.exit_code, status.signal, status.source) == (0, None, source)
+        assert status.reason == "the node could not open the job's log files"
+
+
+def test_a_script_whose_interpreter_is_not_there(system):
+    job = system.job(submission_template="#!/nosuch/bash\n{{ command }}\n")
+    system.go(job)
+    seen = system.wait_for(job, JobState.FAILED)
+    assert (seen.exit_code, seen.signal, seen.reason) == (errno.ENOENT, None, "NonZeroExitCode")
+    said = (system.logs / f"{job.index}.err").read_text()
+    found = diagnose(said, seen.exit_code, seen.signal)
+    assert found is not None
+    assert found[0] is Outcome.ENVIRONMENT
+    assert found[1].endswith("bad interpreter(/nosuch/bash): No such file or directory")
 
 
 def test_a_directory_that_does_not_exist(system):

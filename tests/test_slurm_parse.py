@@ -25,6 +25,13 @@ SQUEUE = """\
 15|PENDING|768|a|job requeued in held state
 23|CANCELLED|0|a|Dependency
 24|PENDING|0|a|ReqNodeNotAvail, Reserved for maintenance|x
+40|FAILED|4021|a|JobLaunchFailure
+41|FAILED|9|a|JobLaunchFailure
+42|FAILED|512|a|NonZeroExitCode
+43|FAILED|4014|a|JobLaunchFailure
+44|FAILED|13568|a|NonZeroExitCode
+45|FAILED|3840|a|NonZeroExitCode
+46|FAILED|139|a|JobLaunchFailure
 squeue: some warning
 """
 
@@ -65,12 +72,36 @@ def test_squeue():
         "15": JobState.HELD,
         "23": JobState.CANCELLED,
         "24": JobState.WAITING,
+        **dict.fromkeys(("40", "41", "42", "43", "44", "45", "46"), JobState.FAILED),
     }
     assert (found["5"].exit_code, found["5"].signal) == (3, None)
     assert (found["6"].exit_code, found["6"].signal) == (0, 11)
     assert found["10"].exit_code is None
     assert found["4"].reason == ""
     assert {status.source for status in found.values()} == {"squeue"}
+
+
+@pytest.mark.parametrize(
+    ("job_id", "exit_code", "signal", "reason"),
+    [
+        ("40", 0, None, "the node could not open the job's log files"),
+        ("41", 0, 9, ""),
+        ("42", 2, None, "NonZeroExitCode"),  # a bad interpreter: slurmstepd ends with its errno
+        ("43", 0, None, "the node could not start the job: slurmd's error 4014"),
+        ("44", 53, None, "NonZeroExitCode"),
+        ("45", 15, None, "NonZeroExitCode"),
+        ("46", 0, 11, ""),  # and dumped core
+    ],
+)
+def test_how_a_job_failed(job_id, exit_code, signal, reason):
+    found = parse.parse_squeue(SQUEUE)[job_id]
+    assert (found.exit_code, found.signal, found.reason) == (exit_code, signal, reason)
+
+
+def test_a_job_that_the_accounting_cannot_name_yet_has_no_name():
+    row = "5|FAILED|3:0|{}|2026-11-22T20:16:28|2026-11-22T20:16:28|None\n"
+    assert parse.parse_sacct(row.format("allocation"))["5"].name == ""
+    assert parse.parse_sacct(row.format("allocation-1_2"))["5"].name == "allocation-1_2"
 
 
 def test_sacct():

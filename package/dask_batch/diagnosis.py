@@ -33,6 +33,7 @@ _SAID: Final[tuple[tuple[re.Pattern[str], Outcome, str], ...]] = tuple(
 )
 
 _CHDIR = re.compile(_DAEMON + r"couldn't chdir to [`'\"]?(.+?)['\"]?: ", re.MULTILINE)
+_EXECVE = re.compile(_DAEMON + r"execve\(\): (.+)$", re.MULTILINE)
 _NO_MODULE = re.compile(r"No module named ['\"]?(dask_batch[\w.]*)['\"]?")
 _NO_LIBRARY = re.compile(r"^ModuleNotFoundError: No module named ['\"]([\w.]+)['\"]", re.MULTILINE)
 _NOT_FOUND = re.compile(r"^.*: (?:command not found|not found|No such file or directory)$", re.M)
@@ -81,6 +82,9 @@ def _could_not_begin(tail: str, exit_code: int | None) -> tuple[Outcome, str] | 
     chdir = _CHDIR.search(tail)
     if chdir is not None:
         return Outcome.ENVIRONMENT, f"its node has no directory {chdir[1]}"
+    execve = _EXECVE.search(tail)
+    if execve is not None:
+        return Outcome.ENVIRONMENT, f"its node cannot start the job's script: {execve[1]}"
     module = _NO_MODULE.search(tail) or _NO_LIBRARY.search(tail)
     if module is not None:
         return Outcome.ENVIRONMENT, f"its interpreter has no module {module[1]}"

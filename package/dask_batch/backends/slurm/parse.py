@@ -38,8 +38,14 @@ SACCT_NAME_FIELDS = "JobIDRaw,JobName"
 SINFO_FORMAT = "%R|%D|%c|%m|%l|%G"
 
 _LAST_SIGNAL = 64
-_CANNOT_OPEN_LOGS = 53
-"""What slurmd reports as a "signal" when it cannot open the job's output file."""
+_SLURMD_ERRORS = range(4000, 4064)
+"""Numbers of slurmd's own errors: it reports them where a wait status should be (22.05). None of
+them is one, since nothing ends both by a signal and with an exit code."""
+_CANNOT_OPEN_LOGS = frozenset({4021, 4021 & 0x7F})
+"""``ESLURMD_IO_ERROR``; the accounting has what is left of it when it is taken for a signal."""
+_UNNAMED = "allocation"
+"""What the accounting calls a short job for a second or two: the name comes with the record of the
+start, which then arrives after that of the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ def parse_sacct(text: str) -> dict[str, JobStatus]:
         if (word, reason) == ("CANCELLED", "Dependency"):
             # --kill-on-invalid-dep removed it; of a scancel it says "CANCELLED by UID".
             reason = "DependencyNeverSatisfied"
+        name = "" if name == _UNNAMED else name
         found[job_id] = _status(job_id, word, exit_code, signal, reason, "sacct", name)
         if _written_off(found[job_id], start, end, signal):
             found[job_id] = replace(found[job_id], state=JobState.LOST)
@@ -140,11 +147,21 @@ def _status(
     reason = "" if reason in ("None", "null") else reason
     if not state.ended or state is JobState.DEPENDENCY_FAILED:
         exit_code = signal = None
-    elif state is JobState.FAILED and exit_code == 0 and signal == _CANNOT_OPEN_LOGS:
-        reason, signal = "the node could not open the job's log files", None
+    elif state is JobState.FAILED and not exit_code and signal:
+        reason, signal = _how_it_was_ended(signal, reason)
     if signal is not None and not 0 < signal <= _LAST_SIGNAL:
         signal = None  # 0 is none; 125 is Slurm's own mark for "out of memory"
     return JobStatus(job_id, state, word, exit_code, signal, reason, source, name)
+
+
+def _how_it_was_ended(signal: int, reason: str) -> tuple[str, int | None]:
+    """Return the reason for which a job ended by a "signal", and the signal if it was one."""
+    if signal in _CANNOT_OPEN_LOGS:
+        return "the node could not open the job's log files", None
+    if signal in _SLURMD_ERRORS:
+        return f"the node could not start the job: slurmd's error {signal}", None
+    # Slurm calls the death by any signal a failure to launch.
+    return "" if reason == "JobLaunchFailure" else reason, signal
 
 
 def _exit_pair(text: str) -> tuple[int | None, int | None]:
@@ -158,7 +175,11 @@ def _queue_status(text: str) -> tuple[int | None, int | None]:
     if ":" in text:
         return _exit_pair(text)
     status = _integer(text)
-    return (None, None) if status is None else (status >> 8 & 0xFF, status & 0x7F)
+    if status is None:
+        return None, None
+    if status in _SLURMD_ERRORS:
+        return 0, status
+    return status >> 8 & 0xFF, status & 0x7F
 
 
 def _integer(text: str) -> int | None:

@@ -6,6 +6,7 @@ away, and their ends are found when it is back.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -63,10 +64,18 @@ def _become(order: dict[str, dict[str, str]], streams: list[int]) -> None:
             script = str(order["script"])
             os.execve(script, [script, *order["arguments"]], order["environment"])
         except OSError as error:
-            os.write(2, f"slurmstepd: error: execve(): {script}: {error.strerror}\n".encode())
+            what = _interpreter(script) if error.errno == errno.ENOENT else script
+            os.write(2, f"slurmstepd: error: execve(): {what}: {error.strerror}\n".encode())
             code = error.errno or 1
     finally:
         os._exit(code)
+
+
+def _interpreter(script: str) -> str:
+    """Return what Slurm calls the culprit of a script that is there and yet is not found."""
+    with open(script, "rb") as file:
+        words = file.readline()[2:].decode(errors="replace").split()
+    return f"bad interpreter({words[0] if words else ''})"
 
 
 def write(path: str, text: str) -> None:
