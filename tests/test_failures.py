@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dask_batch import failures
+from dask_batch.backends.logs import AGAIN
 from dask_batch.code import pickling
 from dask_batch.errors import (
     DependencyFailedError,
@@ -162,3 +163,9 @@ def test_a_log_that_is_not_there_or_not_text_is_no_obstacle(tmp_path: Path) -> N
     assert tail_of(tmp_path) == ""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00ok\n")
     assert tail_of(tmp_path / "binary").endswith("ok")
+
+
+def test_the_tail_of_a_repeated_job_is_its_last_attempts(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"slurmstepd: error: *** JOB 1 CANCELLED DUE TO TIME LIMIT ***\n{AGAIN}\nnow\n")
+    assert tail_of(log) == "now"

@@ -123,6 +123,7 @@ def test_the_end_of_a_job(system, how, monkeypatch):
 def test_logs_that_cannot_be_opened(system, monkeypatch):
     job = system.job()
     system.submit(job)
+    system.logs.joinpath("0.out").unlink()
     system.logs.joinpath("0.out").mkdir()
     system.backend.release([system.ids[job.name]])
     seen = system.wait_for(job, JobState.FAILED)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import stat
 
 from dask_batch.backends.base import JobState
+from dask_batch.backends.logs import AGAIN
 from slurm_systems import sbatch
 
 pytest_plugins = ["slurm_systems"]
@@ -14,7 +16,8 @@ pytest_plugins = ["slurm_systems"]
 
 
 def test_a_job_runs_again_in_its_place_and_those_that_wait_for_it_run_then(system):
-    job = system.job('echo x >> runs; test "$(wc -l < runs)" = 2', repeatable=True, memory_max=0.2)
+    line = 'echo x >> runs; cat runs >&2; test "$(wc -l < runs)" = 2'
+    job = system.job(line, repeatable=True, memory_max=0.2)
     child = system.job("echo ran", [job])
     grandchild = system.job("echo ran", [child])
     job_id, child_id, _ = system.go(job, child, grandchild)
@@ -27,6 +30,9 @@ def test_a_job_runs_again_in_its_place_and_those_that_wait_for_it_run_then(syste
     assert "MinMemoryNode=410M" in seen
     assert "Restarts=1" in seen
     assert (system.logs / "runs").read_text() == "x\nx\n"
+    log = system.logs / f"{job.index}.err"
+    assert log.read_text() == f"x\n{AGAIN}\nx\nx\n"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
 def test_running_again_what_waits_or_runs_already_changes_nothing(system):

@@ -136,6 +136,7 @@ def test_the_command_line_names_the_job_its_logs_and_its_parents():
         "--job-name=add-r1-0",
         "--output=/logs/0.out",
         "--error=/logs/0.err",
+        "--open-mode=append",
         "--dependency=afterok:1:2",
         "--kill-on-invalid-dep=yes",
     ]

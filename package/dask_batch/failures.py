@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dask_batch.backends.logs import last_attempt
 from dask_batch.code import pickling
 from dask_batch.errors import (
     CancelledTaskError,
@@ -218,7 +219,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def tail_of(log: Path | None) -> str:
-    """Return the last lines of a log file; empty where there is none."""
+    """Return the last lines of a log file, the last attempt's; empty where there is none."""
     if log is None:
         return ""
     try:
@@ -228,4 +229,4 @@ def tail_of(log: Path | None) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-_TAIL_LINES:])
+    return "\n".join(last_attempt(text).splitlines()[-_TAIL_LINES:])

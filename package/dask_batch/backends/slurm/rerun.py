@@ -7,7 +7,9 @@ job that has not begun, and is released last: a job that waits or runs has had a
 it, and one that is held is a repetition that somebody did not finish.
 
 Where Slurm has forgotten the job, or does not let it be requeued, a new one of the same name takes
-its place.
+its place; and so it does where a job can no longer be changed. (A controller that was killed may
+come back with jobs that wait for a number from the accounting's database for good, and refuses
+every change of theirs until they have it.)
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from dask_batch.backends import logs
 from dask_batch.backends.base import Job, JobState, JobStatus
 from dask_batch.backends.slurm.commands import Commands, chunks
 from dask_batch.backends.slurm.dependencies import afterok
 from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.options import memory_mb, minutes
 from dask_batch.backends.slurm.patience import Patience
-from dask_batch.backends.slurm.refusals import is_temporary
+from dask_batch.backends.slurm.refusals import is_stuck, is_temporary
 from dask_batch.errors import CommandError, SubmissionError
 
 __all__ = ["Rerun"]
@@ -33,6 +36,8 @@ ENDING_PATIENCE_S = 60.0
 """How long a job may take to leave its nodes: ``KillWait`` and an epilog."""
 LEAVING_PATIENCE_S = 3.0
 """A job that has just recorded its own end runs a moment longer; one that runs again, on and on."""
+ANSWER_PATIENCE_S = 20.0
+"""Whoever repeats a job follows others as well: an outage is waited out between two tries."""
 _PENDING = "PENDING"
 
 
@@ -66,10 +71,14 @@ class Rerun:
         held = status is None or _waits_for_us(status)
         if held or chosen != job_id:
             self._repoint(job_id, chosen, dependents)
+        if held and not self._prepare(job, chosen):
+            chosen = self._replaced(job, chosen, dependents)
         if held:
-            self._prepare(job, chosen)
-            self._commands.insist(["scontrol", "release", chosen])
+            self._insist(["scontrol", "release", chosen])
         return chosen
+
+    def _insist(self, argv: Sequence[str]) -> None:
+        self._commands.insist(argv, total_s=ANSWER_PATIENCE_S)
 
     # ---- the job ---------------------------------------------------------------------------
 
@@ -79,8 +88,9 @@ class Rerun:
             status = self._settled(candidate, job)
             if status is not None and not status.state.ended:
                 return candidate, status
-            if status is not None and self._requeued(candidate, status):
+            if status is not None and self._requeued(job, candidate, status):
                 return candidate, self._settled(candidate, job)
+        logs.separate(job)
         new = self._submit(job)
         logger.info("Slurm cannot repeat job %s (%s): it is job %s now", job_id, job.name, new)
         return new, None
@@ -105,12 +115,12 @@ class Rerun:
             if status.state not in patience or not patience[status.state].pause(status.word):
                 return status
 
-    def _requeued(self, job_id: str, status: JobStatus) -> bool:
+    def _requeued(self, job: Job, job_id: str, status: JobStatus) -> bool:
         """Make an ended job a held one; false where that cannot be."""
         if status.word == _PENDING:
             return True  # it never began: it need not be put back
         try:
-            self._commands.insist(["scontrol", "requeuehold", job_id])
+            self._insist(["scontrol", "requeuehold", job_id])
         except CommandError as error:
             if "job is pending execution" in error.stderr.lower():
                 return True  # somebody else was faster
@@ -118,10 +128,20 @@ class Rerun:
                 raise
             logger.info("job %s cannot be requeued: %s", job_id, error.stderr.strip())
             return False
+        logs.separate(job)  # of all who try to requeue it one comes here
         return True
 
-    def _prepare(self, job: Job, job_id: str) -> None:
-        """Give a held job what it is to have this time."""
+    def _replaced(self, job: Job, old: str, dependents: Mapping[str, Sequence[str]]) -> str:
+        """Let a new job take the place of one that cannot be changed, and return its id."""
+        self._insist(["scancel", old])
+        logs.separate(job)
+        new = self._submit(job)
+        logger.info("Slurm cannot change job %s (%s): it is job %s now", old, job.name, new)
+        self._repoint(old, new, dependents)
+        return new
+
+    def _prepare(self, job: Job, job_id: str) -> bool:
+        """Give a held job what it is to have this time; false if it cannot be changed."""
         changes = ["Dependency=" + (afterok(job.after) if job.after else "")]
         if job.resources.get("memory_max") is not None:
             changes.append(f"MinMemoryNode={memory_mb(job.resources['memory_max'])}")
@@ -130,14 +150,17 @@ class Rerun:
         # A requeued job would wait until its old credential has expired (2 minutes by default).
         changes.append("StartTime=now")
         try:
-            self._commands.insist(["scontrol", "update", f"JobId={job_id}", *changes])
+            self._insist(["scontrol", "update", f"JobId={job_id}", *changes])
         except CommandError as error:
+            if is_stuck(error):
+                return False
             if is_temporary(error):
                 raise
             status = self._inquiry.queued(job_id)
-            if status is not None and not _waits_for_us(status):
-                return  # somebody else has repeated it in the meantime
-            raise _refusal(job, job_id, error) from error
+            if status is None or _waits_for_us(status):
+                raise _refusal(job, job_id, error) from error
+            # Else somebody else has repeated it in the meantime.
+        return True
 
     # ---- what waits for it -----------------------------------------------------------------
 
@@ -149,13 +172,14 @@ class Rerun:
             alike[afterok(list(dict.fromkeys(ids)))].append(dependent)
         for expression, waiting in alike.items():
             for chunk in chunks(waiting):
-                argv = [
-                    "scontrol",
-                    "update",
-                    f"JobId={','.join(chunk)}",
-                    f"Dependency={expression}",
-                ]
-                self._commands.insist(argv)
+                jobs = f"JobId={','.join(chunk)}"
+                try:
+                    self._insist(["scontrol", "update", jobs, f"Dependency={expression}"])
+                except CommandError as error:
+                    if not is_stuck(error):
+                        raise
+                    # They are replaced in their turn, when all that they wait for is there.
+                    logger.info("Slurm cannot change what jobs %s wait for", ", ".join(chunk))
 
 
 def _waits_for_us(status: JobStatus) -> bool:

@@ -138,6 +138,7 @@ def sbatch_arguments(job: Job, dependency: Dependency, *, hold: bool) -> list[st
         f"--job-name={job.name}",
         f"--output={options.log_pattern(str(logs / f'{job.index}.out'))}",
         f"--error={options.log_pattern(str(logs / f'{job.index}.err'))}",
+        "--open-mode=append",  # or a repetition would begin by erasing why there is one
     ]
     if dependency.expression:
         outlives = "no" if dependency.patient else "yes"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from dask_batch.backends import logs
 from dask_batch.backends.base import Job
 from dask_batch.backends.command import Completed, command_environment, run
 from dask_batch.backends.slurm.options import SBATCH_VARIABLES, thread_variables
@@ -92,6 +93,7 @@ class Submitter:
             Slurm takes no more jobs for now.
         """
         path = write_script(job, script)
+        logs.prepare(job)
         argv = ["sbatch", *arguments, str(path)]
         patience = Patience(self._waiting, f"submitting job {job.name}")
         doubted = False
