@@ -66,7 +66,7 @@ def test_squeue():
         "9": JobState.DEPENDENCY_FAILED,
         "10": JobState.WAITING,
         "11": JobState.HELD,
-        "12": JobState.NODE_FAILURE,
+        "12": JobState.LOST,
         "13": JobState.RUNNING,
         "14": JobState.ENDING,
         "15": JobState.HELD,
@@ -221,7 +221,7 @@ def test_squeue_of_24_11():
         JobState.CANCELLED,
         JobState.OUT_OF_MEMORY,
         JobState.TIMEOUT,
-        JobState.NODE_FAILURE,
+        JobState.LOST,
         JobState.HELD,
     ]
     assert (found["104"].exit_code, found["104"].signal) == (3, None)

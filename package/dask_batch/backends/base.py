@@ -34,7 +34,8 @@ class JobState(enum.Enum):
     DEPENDENCY_FAILED = "dependency failed"
     """It will never start, or was removed, because a job it waits for did not succeed."""
     LOST = "lost"
-    """The batch system answered, and has no trace of the job's end: its memory of it is gone."""
+    """The batch system answered, and has lost its way with the job: its memory of it is gone, or it
+    will not start it for a reason of its own."""
     UNKNOWN = "unknown"
     """A word that this version does not know: not finished, as far as we can tell."""
 

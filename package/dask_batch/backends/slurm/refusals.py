@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from dask_batch.errors import CommandError
 
-__all__ = ["SATURATED", "Meaning", "advice", "is_harmless", "is_temporary", "meaning"]
+__all__ = ["SATURATED", "Meaning", "advice", "is_harmless", "is_stuck", "is_temporary", "meaning"]
 
 
 class Meaning(enum.Enum):
@@ -48,6 +48,7 @@ _TEMPORARY = re.compile(
     r"|Unable to establish controller|Insane message length|Broken pipe",
     re.IGNORECASE,
 )
+_STUCK = re.compile(r"DB index is being set", re.IGNORECASE)
 _HARMLESS = re.compile(
     r"Invalid job id|already finished|already completing|no longer pending execution"
     r"|slurm_suspend error: (No error|Invalid job id|Job has already)",
@@ -86,6 +87,11 @@ def meaning(failure: CommandError) -> Meaning:
 def is_temporary(failure: CommandError) -> bool:
     """Whether a command failed for a reason that passes: no answer, a controller at its limit."""
     return failure.returncode is None or bool(_TEMPORARY.search(failure.stderr))
+
+
+def is_stuck(failure: CommandError) -> bool:
+    """Whether Slurm refuses to change a job because its accounting has not numbered it yet."""
+    return bool(_STUCK.search(failure.stderr))
 
 
 def is_harmless(failure: CommandError) -> bool:

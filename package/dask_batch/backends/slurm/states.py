@@ -53,7 +53,9 @@ WORDS: Final = MappingProxyType(
 
 _HELD_REASONS = frozenset({"JobHeldUser", "JobHeldAdmin", "job requeued in held state"})
 _LAUNCH_FAILED = "launch failed requeued held"
-"""A node could not start the job, and Slurm will not try again before somebody releases it."""
+"""A node did not start the job, and Slurm will not try again before somebody releases it. It is no
+failure of the job's: a controller that was killed starts jobs a second time whose first copy still
+runs, and the node refuses. So what Slurm knows of the job is lost, rather than its node."""
 
 _warned: set[str] = set()
 
@@ -79,7 +81,7 @@ def job_state(word: str, reason: str = "") -> JobState:
             return JobState.DEPENDENCY_FAILED
         reason = reason.replace("_", " ")  # as scontrol, and squeue of 23.11 and later, print it
         if reason == _LAUNCH_FAILED:
-            return JobState.NODE_FAILURE
+            return JobState.LOST
         if reason in _HELD_REASONS:
             return JobState.HELD
     if state is JobState.CANCELLED and reason == "DependencyNeverSatisfied":
