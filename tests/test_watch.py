@@ -211,42 +211,6 @@ def test_an_id_that_was_given_to_another_job_tells_nothing_of_ours(
     assert len(queue.reruns) == 1
 
 
-def test_a_job_that_the_controller_forgot_to_end_does_not_keep_others_waiting(
-    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dask_batch import ghosts
-
-    futures = client.run(prepared("parent"), prepared("child", "parent"), prepared("alone"))
-    queue.say("parent", JobState.RUNNING)
-    client.publish("parent")
-    client.look(5)
-    assert futures["parent"].result(0) == "parent"
-    assert not queue.cancels
-    monkeypatch.setattr(ghosts, "_AFTER_S", -1.0)
-    client.look(2)
-    assert queue.cancels == [[queue.id_of("parent")]]
-    # Its dependent falls, and is run again: what it needs is there.
-    queue.say("child", JobState.DEPENDENCY_FAILED)
-    client.look(3)
-    assert [each[0] for each in queue.reruns] == [queue.id_of("child")]
-    assert not futures["child"].done()
-
-
-def test_a_job_that_others_have_stopped_waiting_for_may_take_its_time(
-    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dask_batch import ghosts
-
-    monkeypatch.setattr(ghosts, "_AFTER_S", -1.0)
-    client.run(prepared("parent"), prepared("child", "parent"))
-    queue.say("parent", JobState.RUNNING)
-    queue.say("child", JobState.RUNNING)
-    client.look()
-    client.publish("parent")
-    client.look(5)
-    assert not queue.cancels
-
-
 # ---- isolation ---------------------------------------------------------------------------------
 
 

@@ -1,19 +1,28 @@
-"""Jobs that are over, whatever the batch system says, and in the way of those that wait for them.
+"""Jobs that are over, whatever the batch system says, and in the way of others.
 
 A controller that was killed comes back with what it had last saved: a job that ended in between
-is *running* again in its books, until its time limit, and its dependents wait for it. Its result is
-in the store all the while. So such a job is ended once that has gone on for too long; what waited
-for it then falls, and is run again free of charge, since its inputs are there.
+is *running* again in its books, without a process, until its time limit. It keeps what waits for
+it from beginning, and holds processors that others wait for. Its result, or its end record, is in
+the store all the while. So once something of ours waits although nothing that we know of keeps it,
+the jobs that may be in its way are asked about, and those that go on running for too long are
+ended. What waited for them then falls, and is run again free of charge, since its inputs are there.
+
+Who watches need not have seen the job: the claims on the inputs of what waits name it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.backends.base import Backend, JobState, JobStatus
+from dask_batch.cache import attempts
+from dask_batch.cache.claims import Run
 from dask_batch.entries import Entry
+from dask_batch.errors import BatchError, DamagedEntryError, MissingEntryError
+from dask_batch.history import History
+from dask_batch.standing import Standing
 
 __all__ = ["Ghosts"]
 
@@ -21,38 +30,169 @@ logger = logging.getLogger(__name__)
 
 _AFTER_S = 90.0
 """A job leaves right after it has published; what a template does after it has this long."""
-_IN_THE_WAY = frozenset({JobState.RUNNING})
+_GATHER_S = 30.0
+"""How often it is looked for what may be in the way ..."""
+_RARELY_S = 300.0
+"""... and how often, at least, where nothing is found."""
+_RECENT = 50
+"""The last so many runs of a cache are looked at, beside those that are followed."""
+_AT_ONCE = 500
+"""At most so many jobs are asked about: those that the queue has forgotten burden the accounts."""
+_QUEUED = frozenset({JobState.HELD, JobState.WAITING})
+_BOUND = frozenset({"", "Dependency"})
+"""For these reasons a job may be waiting for another one ..."""
+_PATIENT = frozenset({"Dependency", "BeginTime", "JobHeldUser", "JobHeldAdmin"})
+"""... and for all but these for room."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Ghost:
+class _Job:
+    """A job that is over, or should be."""
+
+    id: str
+    name: str
+    key: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    """A job that should have left, and since when that is known here, on the monotonic clock."""
+
+    job: _Job
     since: float
-    children: frozenset[str]
 
 
 class Ghosts:
-    """Keeps an eye on jobs that have published while others wait for them."""
+    """Keeps an eye on jobs that are over while others wait.
 
-    def __init__(self) -> None:
-        self._seen: dict[str, _Ghost] = {}
+    Parameters
+    ----------
+    history
+        Where the records are.
+    backend
+        Whose jobs they are.
 
-    def note(self, entry: Entry, now: float) -> None:
-        """Note that a task's result is there."""
-        job_id = entry.standing.job_id
-        if job_id is not None and entry.children and not entry.over:
-            self._seen[job_id] = _Ghost(now, frozenset(entry.children))
+    Notes
+    -----
+    Jobs of all recent runs of the cache are ended, not only of those that this client follows:
+    theirs have the same owner, and their results are there.
+    """
 
-    def ids(self, entries: Mapping[str, Entry]) -> list[str]:
-        """Return the jobs to ask about: those that something here still waits for."""
-        for job_id, ghost in list(self._seen.items()):
-            if not any(self._waits(entries.get(key)) for key in ghost.children):
-                del self._seen[job_id]
-        return list(self._seen)
+    def __init__(self, history: History, backend: Backend) -> None:
+        self._history = history
+        self._cache = history.cache
+        self._claims = history.claims
+        self._backend = backend
+        self._suspects: dict[str, _Suspect] = {}
+        self._left: set[str] = set()
+        self._empty: set[str] = set()
+        self._pause_s = _GATHER_S
+        self._next = 0.0
 
-    def _waits(self, child: Entry | None) -> bool:
-        if child is None:
-            return False
-        return child.status is None or child.status.state in (JobState.HELD, JobState.WAITING)
+    @property
+    def suspected(self) -> bool:
+        """Whether there are jobs that may turn out to be in the way."""
+        return bool(self._suspects)
+
+    # ---- whom to ask about -----------------------------------------------------------------
+
+    def ids(self) -> list[str]:
+        """Return the jobs to ask about."""
+        return list(self._suspects)
+
+    def gather(self, entries: Mapping[str, Entry], known: Iterable[Standing], now: float) -> None:
+        """Find the jobs that may be in the way of what waits, now and then.
+
+        Parameters
+        ----------
+        entries
+            What is under way, by key.
+        known
+            The standings of all that ever was.
+        now
+            The monotonic clock.
+        """
+        waiting = [
+            (entry, entry.status)
+            for entry in entries.values()
+            if entry.status is not None and entry.status.state in _QUEUED
+        ]
+        if not waiting or now < self._next or not self._backend.shared:
+            return
+        bound = [
+            entry
+            for entry, status in waiting
+            if status.reason in _BOUND and entries.keys().isdisjoint(entry.parents)
+        ]
+        hungry = any(s.state is JobState.WAITING and s.reason not in _PATIENT for _, s in waiting)
+        jobs: list[_Job] = []
+        try:
+            for run, key in self._above(bound):
+                jobs += self._jobs(run, {key})
+            for run_id in self._runs(known) if hungry else ():
+                jobs += self._over(run_id, entries)
+        except (OSError, BatchError) as error:
+            logger.info("what may be in the way of jobs cannot be found out now: %s", error)
+        self._suspects = {
+            job.id: self._suspects.get(job.id) or _Suspect(job, since=now)
+            for job in jobs[:_AT_ONCE]
+        }
+        self._pause_s = _GATHER_S if jobs else min(2 * self._pause_s, _RARELY_S)
+        self._next = now + self._pause_s
+
+    def _runs(self, known: Iterable[Standing]) -> list[str]:
+        """Return the runs some jobs of which may not have left, the last ones first."""
+        runs = {standing.run_id for standing in known}
+        runs.update(self._claims.run_ids()[-_RECENT:])
+        return sorted(runs - self._empty, reverse=True)
+
+    def _above(self, bound: Iterable[Entry]) -> Iterator[tuple[Run, str]]:
+        """Yield the inputs of tasks that wait although all they need is there, with their runs."""
+        inputs = [
+            set(self._history.inputs(self._claims.run(entry.standing.run_id), entry.standing.key))
+            for entry in bound
+        ]
+        there = self._cache.present(set().union(*inputs))
+        for key in sorted(set().union(*(each for each in inputs if each <= there))):
+            for claim in self._claims.generations(key):
+                if claim.run.backend == self._backend.name:
+                    yield claim.run, key
+
+    def _over(self, run_id: str, entries: Mapping[str, Entry]) -> list[_Job]:
+        """Return the jobs of a run that are over, as far as they are not known to have left."""
+        try:
+            run = self._claims.run(run_id)
+        except (MissingEntryError, DamagedEntryError) as error:
+            logger.debug("run %s: %s", run_id, error)
+            self._empty.add(run_id)
+            return []
+        jobs = self._jobs(run, {key for _, key in run.jobs})
+        if run.backend != self._backend.name:
+            jobs = []
+        if not jobs and self._claims.log(run_id).settled:
+            self._empty.add(run_id)
+        keys = {job.key for job in jobs} - entries.keys()
+        over = self._cache.present(keys)
+        over |= self._ended(run, keys - over)
+        return [job for job in jobs if job.key in over]
+
+    def _ended(self, run: Run, keys: Collection[str]) -> set[str]:
+        """Return those keys whose last attempt was the run's, and has ended without a result."""
+        latest = {key: self._claims.latest(key, run.id) for key in keys}
+        return attempts.ended(self._cache, {key: n for key, (n, ours) in latest.items() if ours})
+
+    def _jobs(self, run: Run, keys: Collection[str]) -> list[_Job]:
+        """Return the jobs of a run for some keys that are not known to have left."""
+        ids = self._claims.log(run.id).ids
+        jobs = ((ids.get(name), name, key) for name, key in run.jobs if key in keys)
+        return [
+            _Job(job_id, name, key, run.id)
+            for job_id, name, key in jobs
+            if job_id is not None and job_id not in self._left
+        ]
+
+    # ---- what is said of them --------------------------------------------------------------
 
     def haunting(
         self, asked: Collection[str], told: Mapping[str, JobStatus], now: float
@@ -60,18 +200,29 @@ class Ghosts:
         """Return the jobs to be ended, of those that were asked about."""
         found = []
         for job_id in asked:
-            status = told.get(job_id)
-            if status is None:
+            status, suspect = told.get(job_id), self._suspects.get(job_id)
+            if status is None or suspect is None:
                 continue
-            if status.state.ended:
-                self._seen.pop(job_id, None)
-            elif status.state in _IN_THE_WAY and now - self._seen[job_id].since > _AFTER_S:
-                del self._seen[job_id]
-                found.append(job_id)
+            if status.state.ended or (status.name and status.name != suspect.job.name):
+                self._left.add(job_id)
+                del self._suspects[job_id]
+            elif status.state is JobState.RUNNING and now - suspect.since > _AFTER_S:
+                # It may have been run again since it was found to be over.
+                del self._suspects[job_id]
+                if self._is_over(suspect.job):
+                    found.append(job_id)
         if found:
             logger.warning(
-                "%d job(s) are said to run %g s after they have published, and others wait for "
-                "them: they are ended (%s)",
+                "%d job(s) are said to run %g s after they were over, and others wait: they are "
+                "ended (%s)",
                 len(found), _AFTER_S, ", ".join(found[:5]),
             )  # fmt: skip
         return found
+
+    def _is_over(self, job: _Job) -> bool:
+        try:
+            run = self._claims.run(job.run_id)
+            return bool(self._cache.present([job.key]) or self._ended(run, [job.key]))
+        except (OSError, BatchError) as error:
+            logger.info("whether %s is over cannot be found out now: %s", job.name, error)
+            return False

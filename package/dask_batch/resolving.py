@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,7 +76,6 @@ class Resolving:
     def finish(self, key: str, entry: Entry) -> None:
         """Resolve what waits for a result that is there."""
         self.note_start(key, entry)
-        self._watch.ghosts.note(entry, time.monotonic())
         self._watch.drop(key, entry)
         self._breaker(entry).worked()
         self.tell(entry.observers, "finished", key)

@@ -76,12 +76,12 @@ class Watch:
         self.known: dict[str, Standing] = {}
         self.given_up: Callable[[str, BaseException], None] | None = None
         self.followers = Followers(cache)
-        self.ghosts = Ghosts()
         self._pace = pace
         self._polling = Polling(backend, pace)
         self._rhythm = Rhythm(time.monotonic())
         self._next_scan = 0.0
         history = History(cache, standings.claims)
+        self.ghosts = Ghosts(history, backend)
         self._sweep = Sweep(backend)
         tending = Tending(cache, standings.claims, backend, history)
         self._resolving = Resolving(self, self._sweep)
@@ -198,9 +198,10 @@ class Watch:
 
     def poll(self, now: float) -> None:
         """Ask the batch system once for all jobs."""
-        ghosts = self.ghosts.ids(self.entries) if self.backend.shared else []
-        told = self._polling.poll(self.entries.values(), now, ghosts)
-        self._sweep.add_ids(self.ghosts.haunting(ghosts, told, now))
+        suspects = self.ghosts.ids()
+        told = self._polling.poll(self.entries.values(), now, suspects)
+        self._sweep.add_ids(self.ghosts.haunting(suspects, told, now))
+        self.ghosts.gather(self.entries, self.known.values(), now)
         self._next_scan = 0.0
         for key, entry in list(self.entries.items()):
             if entry.running:

@@ -1,0 +1,280 @@
+"""Jobs that a controller brought back to life in its books: found, ended, and none but them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dask_batch import ghosts
+from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.retry import RetryPolicy
+from watching import OUTAGE, Client, Queue, key_of, prepared
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def client(tmp_path: Path, queue: Queue) -> Client:
+    return Client(tmp_path, queue)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it be looked for ghosts at every look; they take their time still."""
+    monkeypatch.setattr(ghosts, "_GATHER_S", 0.0)
+    monkeypatch.setattr(ghosts, "_RARELY_S", 0.0)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr(ghosts, "_AFTER_S", -1.0)
+
+
+def wait_for(queue: Queue, *tasks: str, reason: str) -> None:
+    for task in tasks:
+        queue.say(task, JobState.WAITING, word="PENDING", reason=reason)
+
+
+# ---- in the way of what waits for them ---------------------------------------------------------
+
+
+def test_a_job_that_the_controller_forgot_to_end_does_not_keep_others_waiting(
+    client: Client, queue: Queue, later: Callable[[], None]
+) -> None:
+    futures = client.run(prepared("parent"), prepared("child", "parent"))
+    queue.say("parent", JobState.RUNNING)
+    wait_for(queue, "child", reason="Dependency")
+    client.publish("parent")
+    client.look(5)
+    assert futures["parent"].result(0) == "parent"
+    assert not queue.cancels
+    later()
+    client.look(2)
+    assert queue.cancels == [[queue.id_of("parent")]]
+    # Its dependent falls, and is run again: what it needs is there.
+    queue.say("child", JobState.DEPENDENCY_FAILED)
+    client.look(3)
+    assert [each[0] for each in queue.reruns] == [queue.id_of("child")]
+    assert not futures["child"].done()
+    client.publish("child")
+    client.look()
+    assert futures["child"].result(0) == "child"
+
+
+def test_who_never_watched_the_parents_finds_them_by_their_claims(
+    tmp_path: Path, queue: Queue, later: Callable[[], None]
+) -> None:
+    first = Client(tmp_path, queue)
+    first.run(prepared("one"), prepared("two"))
+    jobs = [prepared("one"), prepared("two"), prepared("child", "one", "two")]
+    first.run(*jobs)  # of another run than its parents
+    first.publish("one")
+    second = Client(tmp_path, queue)
+    child = second.run(*jobs)["child"]
+    queue.say("one", JobState.RUNNING)
+    queue.say("two", JobState.RUNNING)
+    wait_for(queue, "child", reason="Dependency")
+    later()
+    second.look(5)
+    assert not queue.cancels  # the other one is at work
+    second.publish("two")
+    third = Client(tmp_path, queue)
+    third.run(jobs[2])
+    third.look()
+    assert third.watch.ghosts.suspected
+    third.look()
+    assert queue.cancels == [sorted([queue.id_of("one"), queue.id_of("two")])]
+    assert not child.done()
+
+
+def test_a_job_that_others_have_stopped_waiting_for_may_take_its_time(
+    client: Client, queue: Queue, later: Callable[[], None]
+) -> None:
+    later()
+    client.run(prepared("parent"), prepared("child", "parent"))
+    queue.say("parent", JobState.RUNNING)
+    queue.say("child", JobState.RUNNING)
+    client.look()
+    client.publish("parent")
+    client.look(5)
+    assert not queue.cancels
+
+
+@pytest.mark.parametrize(
+    ("state", "more"),
+    [
+        (JobState.ENDING, {}),
+        (JobState.COMPLETED, {}),
+        (JobState.UNKNOWN, {"word": "NEW_WORD"}),
+        (JobState.RUNNING, {"name": "somebody-elses"}),
+    ],
+)
+def test_only_what_is_said_to_run_under_its_name_is_a_ghost(
+    client: Client, queue: Queue, later: Callable[[], None], state: JobState, more: dict[str, str]
+) -> None:
+    later()
+    client.run(prepared("parent"), prepared("child", "parent"))
+    queue.say("parent", state, **more)
+    wait_for(queue, "child", reason="Dependency")
+    client.publish("parent")
+    client.look(5)
+    assert not queue.cancels
+
+
+# ---- in the way of what waits for room ---------------------------------------------------------
+
+
+def test_ghosts_do_not_starve_the_queue(
+    tmp_path: Path, queue: Queue, later: Callable[[], None]
+) -> None:
+    first = Client(tmp_path, queue)
+    first.run(prepared("done"), prepared("broken"), prepared("at work"))
+    for name in ("done", "broken", "at work"):
+        queue.say(name, JobState.RUNNING)
+    first.publish("done")
+    first.end("broken", 0, outcome="exception", message="ValueError: no")
+    first.look(3)
+    # Another client of the same cache waits, and has never heard of them.
+    second = Client(tmp_path, queue)
+    second.run(prepared("hungry"))
+    wait_for(queue, "hungry", reason="Resources")
+    second.look(5)
+    assert not queue.cancels
+    later()
+    second.look(2)
+    assert queue.cancels == [sorted([queue.id_of("done"), queue.id_of("broken")])]
+    second.look(3)
+    assert len(queue.cancels) == 1
+
+
+@pytest.mark.parametrize("reason", ["Dependency", "BeginTime", "JobHeldUser"])
+def test_what_waits_for_something_else_is_not_hungry(
+    client: Client, queue: Queue, later: Callable[[], None], reason: str
+) -> None:
+    later()
+    client.run(prepared("done"), prepared("waits"))
+    queue.say("done", JobState.RUNNING)
+    wait_for(queue, "waits", reason=reason)
+    client.publish("done")
+    client.look(5)
+    assert not queue.cancels
+
+
+def test_what_is_run_again_is_no_ghost(
+    client: Client, queue: Queue, later: Callable[[], None]
+) -> None:
+    client.run(prepared("flaky", retry=RetryPolicy(1, exceptions=True)), prepared("hungry"))
+    queue.say("flaky", JobState.FAILED)
+    wait_for(queue, "hungry", reason="Priority")
+    client.end("flaky", 0, outcome="exception", exception_type="builtins.OSError")
+    client.look(3)
+    assert len(queue.reruns) == 1
+    queue.say("flaky", JobState.RUNNING)
+    later()
+    client.look(5)
+    assert not queue.cancels
+
+
+def test_what_has_been_claimed_again_since_it_was_suspected_is_left_alone(
+    tmp_path: Path, queue: Queue, later: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Client(tmp_path, queue), Client(tmp_path, queue)
+    first.run(prepared("flaky"))
+    second.run(prepared("hungry"))
+    queue.say("flaky", JobState.RUNNING)
+    wait_for(queue, "hungry", reason="Resources")
+    first.end("flaky", 0, outcome="node failure")
+    second.look()
+    assert second.watch.ghosts.suspected
+    monkeypatch.setattr(ghosts, "_GATHER_S", 3600.0)
+    second.look()
+    claim = first.claims.current(key_of("flaky"))
+    assert claim is not None
+    first.claims.claim(claim.key, claim.run, after=0)
+    later()
+    second.look(3)
+    assert not queue.cancels
+
+
+def test_a_job_that_has_left_is_asked_about_once(
+    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    status = queue.status
+
+    def listening(job_ids: list[str]) -> dict[str, JobStatus]:
+        asked.extend(job_ids)
+        return status(job_ids)
+
+    monkeypatch.setattr(queue, "status", listening)
+    client.run(prepared("done"), prepared("hungry"))
+    queue.say("done", JobState.COMPLETED)
+    wait_for(queue, "hungry", reason="Resources")
+    client.publish("done")
+    client.look()
+    asked.clear()
+    client.look(10)
+    assert asked.count(queue.id_of("done")) == 1
+    assert asked.count(queue.id_of("hungry")) == 10
+
+
+# ---- nothing gets in their way -----------------------------------------------------------------
+
+
+def test_an_outage_or_a_store_that_cannot_be_read_makes_no_ghosts(
+    client: Client, queue: Queue, later: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later()
+    futures = client.run(prepared("parent"), prepared("child", "parent"))
+    queue.say("parent", JobState.RUNNING)
+    wait_for(queue, "child", reason="Dependency")
+    client.publish("parent")
+    client.look()
+    queue.outage = OUTAGE
+    client.watch._polling._next = 0.0
+    client.look(3)
+    assert not queue.cancels
+    queue.outage = None
+
+    def stale(*_: object) -> object:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client.watch.ghosts._claims, "generations", stale)
+        patched.setattr(client.watch.ghosts, "_next", 0.0)
+        client.watch._polling._next = 0.0
+        client.look(3)
+    assert not futures["child"].done()
+
+
+def test_a_queue_of_our_own_has_no_ghosts(tmp_path: Path, later: Callable[[], None]) -> None:
+    later()
+    queue = Queue(shared=False)
+    client = Client(tmp_path, queue)
+    client.run(prepared("parent"), prepared("child", "parent"))
+    queue.say("parent", JobState.RUNNING)
+    client.publish("parent")
+    client.look(5)
+    assert not queue.cancels
+
+
+def test_a_damaged_run_does_not_hide_the_others(
+    tmp_path: Path, queue: Queue, later: Callable[[], None]
+) -> None:
+    later()
+    Client(tmp_path, queue).run(prepared("other"))
+    (record,) = (tmp_path / "cache" / "runs").glob("*.json")
+    record.chmod(0o600)
+    record.write_text("torn")
+    client = Client(tmp_path, queue)
+    client.run(prepared("done"), prepared("hungry"))
+    queue.say("done", JobState.RUNNING)
+    wait_for(queue, "hungry", reason="Resources")
+    client.publish("done")
+    client.look(4)
+    assert queue.cancels == [[queue.id_of("done")]]
