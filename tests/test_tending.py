@@ -143,6 +143,30 @@ def test_a_job_that_was_purged_gets_a_new_id(client: Client, queue: Queue) -> No
     assert futures["lost"].result(0) == "lost"
 
 
+def test_what_was_handed_over_later_waits_for_the_repetition_too(
+    client: Client, queue: Queue, tmp_path: Path
+) -> None:
+    flaky = prepared("flaky", retry=TWICE)
+    client.run(flaky)
+    # The next window of the graph, by the same client; and a graph of another one.
+    pending = {key: entry.standing for key, entry in client.watch.entries.items()}
+    client.hand_over([flaky, prepared("later", "flaky")], pending)
+    Client(tmp_path, queue).run(flaky, prepared("more"), prepared("other", "flaky", "more"))
+    first, *_ = {entry.standing.run_id for entry in client.watch.entries.values()}
+    assert len(client.claims.log(first).awaited) == 2
+    client.claims.record(first, {"event": "awaited", "run": "gone-since"})
+    queue.say("flaky", JobState.TIMEOUT)
+    queue.say("later", JobState.DEPENDENCY_FAILED)
+    client.look(3)
+    (rerun,) = queue.reruns
+    later, other, more = (queue.id_of(name) for name in ("later", "other", "more"))
+    assert rerun[0] == queue.id_of("flaky")
+    assert {key: set(ids) for key, ids in rerun[2].items()} == {
+        later: {rerun[0]},
+        other: {rerun[0], more},
+    }
+
+
 # ---- several actors ----------------------------------------------------------------------------
 
 

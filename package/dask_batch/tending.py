@@ -9,11 +9,13 @@ by whoever waits longer than a lease for a sign of it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from dask_batch.backends.base import Backend
 from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claim, Claims
+from dask_batch.cache.claims import Claim, Claims, Run, RunLog
 from dask_batch.cache.store import Cache
+from dask_batch.errors import DamagedEntryError, MissingEntryError
 from dask_batch.history import History
 from dask_batch.reread import job_of
 from dask_batch.retry import resources_of_attempt
@@ -102,34 +104,57 @@ class Tending:
         return None
 
     def _dependents(self, claim: Claim, job_id: str) -> dict[str, tuple[str, ...]]:
-        """Return the queued jobs of the run that wait for one, with all that each waits for."""
-        ids = self.claims.log(claim.run.id).ids
-        names = {key: name for name, key in claim.run.jobs}
-        children = self.history.dependents(claim.run, claim.key)
-        open_children = self._open(claim, children)
+        """Return the queued jobs that wait for one, with all that each waits for.
+
+        They may be of its own run, or of later ones: the next window of a graph, another graph.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for run, log in self._runs(claim):
+            found.update(self._dependents_of(run, log, claim, job_id))
+        return found
+
+    def _runs(self, claim: Claim) -> Iterator[tuple[Run, RunLog]]:
+        """Yield a run, and the later ones with jobs that wait for some of its jobs."""
+        log = self.claims.log(claim.run.id)
+        yield claim.run, log
+        for run_id in log.awaited:
+            try:
+                run, later = self.claims.run(run_id), self.claims.log(run_id)
+            except (MissingEntryError, DamagedEntryError) as error:
+                logger.warning("jobs of run %s may wait in vain: %s", run_id, error)
+                continue
+            if run.backend == self.backend.name and not later.aborted:
+                yield run, later
+
+    def _dependents_of(
+        self, run: Run, log: RunLog, claim: Claim, job_id: str
+    ) -> dict[str, tuple[str, ...]]:
+        names = {key: name for name, key in run.jobs}
+        children = self.history.dependents(run, claim.key)
+        open_children = self._open(run, children)
         inputs = {key for child in open_children for key in children[child]}
         missing = inputs - self.cache.present(inputs)
 
         def id_of(key: str) -> str | None:
             if key == claim.key:
                 return job_id
-            return ids[names[key]] if names.get(key) in ids else self._elsewhere(key)
+            return log.ids[names[key]] if names.get(key) in log.ids else self._elsewhere(key)
 
         found: dict[str, tuple[str, ...]] = {}
         for child in open_children:
-            child_id = ids.get(names[child])
+            child_id = log.ids.get(names[child])
             if child_id is not None:
                 waits = (id_of(key) for key in children[child] if key in missing)
                 found[child_id] = tuple(each for each in waits if each is not None)
         return found
 
-    def _open(self, claim: Claim, children: dict[str, tuple[str, ...]]) -> list[str]:
+    def _open(self, run: Run, children: dict[str, tuple[str, ...]]) -> list[str]:
         """Return those children that have neither a result nor an end, and are the run's still."""
         there = self.cache.present(children)
         found = []
         for key in children.keys() - there:
             current = self.claims.current(key)
-            if current is None or current.run.id != claim.run.id:
+            if current is None or current.run.id != run.id:
                 continue
             if attempts.read_end(self.cache, key, current.generation) is None:
                 found.append(key)
