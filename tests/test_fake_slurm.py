@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -272,6 +273,49 @@ def test_a_job_runs_twice_under_its_id(fake, tmp_path, both):
     (tmp_path / "gate").touch()
     ended(fake, job_id)
     wait_until(lambda: (tmp_path / "ends").read_text() == "x\n" * (2 if both else 1))
+
+
+def test_a_job_that_ended_is_called_running_until_it_is_cancelled(fake):
+    gone, dying = submit("true"), submit("sleep 1000")
+    ended(fake, gone)
+    ended(fake, dying, "RUNNING")
+    for job_id in (gone, dying):
+        fake.haunt(job_id)
+    fake.kill(dying)
+    child = submit("true", f"--dependency=afterok:{gone}")
+    for _ in range(10):
+        assert fake.states() == {gone: "RUNNING", dying: "RUNNING", child: "PENDING"}
+    run(f"scancel {gone} {dying}")
+    ended(fake, gone, "CANCELLED")
+    ended(fake, dying, "CANCELLED")
+    assert run(f"squeue -h -j {child} -o %r").stdout == "DependencyNeverSatisfied\n"
+
+
+def test_a_haunted_job_meets_its_time_limit(tmp_path, monkeypatch):
+    with FakeSlurm(tmp_path / "fake", minute_s=1.0) as fake:
+        monkeypatch.setenv("PATH", fake.environment()["PATH"])
+        monkeypatch.chdir(tmp_path)
+        job_id = submit("true", "--time=1")
+        ended(fake, job_id)
+        fake.haunt(job_id)
+        assert fake.states()[job_id] == "RUNNING"
+        ended(fake, job_id, "TIMEOUT")
+
+
+def test_what_others_could_read_or_write_is_closed_to_them(tmp_path, monkeypatch):
+    before = os.umask(0)
+    try:
+        with FakeSlurm(tmp_path / "fake") as fake:
+            monkeypatch.setenv("PATH", fake.environment()["PATH"])
+            monkeypatch.chdir(tmp_path)
+            ended(fake, submit("true"))
+            folder = fake.directory
+            made = [folder, folder / "socket", folder / "jobs", *(folder / "jobs").iterdir()]
+            made += (folder / "jobs").glob("*/environment")
+            assert len(made) == 5
+            assert [path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+    finally:
+        os.umask(before)
 
 
 def test_what_cannot_happen_to_a_job_is_said(fake):

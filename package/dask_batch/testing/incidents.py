@@ -163,6 +163,14 @@ class Incidents(abc.ABC):
         """
         self._tell("lose", job_id)
 
+    def haunt(self, job_id: str) -> None:
+        """Let a job be called running, until its time limit, although it has ended or will.
+
+        So does a controller that was killed before it saved that the job had ended. Who waits for
+        the job waits on; ``scancel`` ends it.
+        """
+        self._tell("haunt", job_id)
+
     def run_twice(self, job_id: str, *, both: bool = False) -> None:
         """Run a job that runs, or has ended, a second time under its id.
 

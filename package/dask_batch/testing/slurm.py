@@ -48,8 +48,8 @@ class FakeSlurm(Incidents):
     Parameters
     ----------
     directory
-        Where its commands, its state and the accounts are; made if it is not there. What an
-        earlier fake left there (jobs, accounts, the next id) is taken up again.
+        Where its commands, its state and the accounts are; made, for its owner alone, if it is not
+        there. What an earlier fake left there (jobs, accounts, the next id) is taken up again.
     cpus, memory_mb, gpus
         What each node has. Nothing is enforced but the numbers: at most so many jobs run at once.
     nodes
@@ -145,7 +145,8 @@ class FakeSlurm(Incidents):
     def start(self) -> None:
         """Write the commands and start the controller; the ``with`` statement does both."""
         folder = self.directory
-        (folder / "bin").mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "bin").mkdir(mode=0o700, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self._config))
         for command in COMMANDS:
             call = f"sys.exit(main({str(folder)!r}, {command!r}, sys.argv[1:]))"

@@ -148,5 +148,6 @@ def _reap() -> None:
 
 def main(folder: str) -> None:
     """Run in a directory."""
+    os.umask(0o077)  # what it takes requests on, and jobs' environments, are its owner's alone
     os.chdir(folder)
     Controller(Path(folder)).serve()

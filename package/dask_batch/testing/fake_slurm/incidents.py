@@ -98,6 +98,17 @@ def _run_twice(queue: Queue, job: JobRecord, first: str) -> None:
     queue.account(job)
 
 
+def _haunt(queue: Queue, job: JobRecord) -> None:
+    """The controller has come up with what it had saved before the job ended; its node is silent.
+
+    What the job held it holds again; the accounts were told of its end, and are not told otherwise.
+    """
+    if job.state == "PENDING":
+        raise Refusal(f"job {job.job_id} has not run yet", prefix="")
+    job.state, job.reason, job.ending, job.again = "RUNNING", "None", "", ""
+    job.ended, job.ghost = 0.0, True
+
+
 def _requeue(queue: Queue, job: JobRecord) -> None:
     if job.state == "RUNNING":
         job.again = "requeue"
@@ -113,6 +124,7 @@ def _say(queue: Queue, job: JobRecord, word: str) -> None:
 
 _NEEDS_RUNNING = frozenset({"node-failure", "preempt", "out-of-memory", "kill"})
 _INCIDENTS: Mapping[str, Callable[..., None]] = {
+    "haunt": _haunt,
     "kill": _kill,
     "lose": _lose,
     "node-failure": _fail_node,

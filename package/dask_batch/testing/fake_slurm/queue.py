@@ -153,6 +153,9 @@ class Queue:
 
     def _look_at_running(self, job: JobRecord, now: float) -> None:
         status = launch.ended(job)
+        if status is not None and job.ghost:
+            # Its node knows nothing of it: whoever ends it has done so at once.
+            status = int(signal.SIGTERM) if job.ending else None
         if status is not None:
             self._finish(job, status)
             return
@@ -180,7 +183,7 @@ class Queue:
 
     def _finish(self, job: JobRecord, status: int) -> None:
         launch.sweep(job)
-        job.status, job.ended = status, time.time()
+        job.status, job.ended, job.ghost = status, time.time(), False
         job.state = job.ending or ("FAILED" if status else "COMPLETED")
         job.ending = ""
         again = job.again

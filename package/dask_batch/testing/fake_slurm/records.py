@@ -72,6 +72,8 @@ class JobRecord:
     """By node: CPUs, memory, and the numbers of the GPUs."""
     step: int = 0
     """The process id of its step."""
+    ghost: bool = False
+    """Whether the controller does not notice that its processes have gone."""
 
     @property
     def word(self) -> str:
