@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from dask_batch.cache.claims import Claims, Owner, Run
+from dask_batch.cache.runlog import NOBODY
 from dask_batch.cache.store import Cache
-from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
+from dask_batch.errors import CacheError, DamagedEntryError, FullError, MissingEntryError
 
 KEY = "ab" * 32
 OTHER = "cd" * 32
@@ -151,7 +152,7 @@ def test_where_links_are_refused_a_claim_is_a_small_file(
 
 
 def test_a_run_that_was_not_begun_claims_nothing(claims: Claims) -> None:
-    with pytest.raises(CacheError, match="cannot be made"):
+    with pytest.raises(CacheError, match="cannot be written"):
         claims.claim(KEY, a_run("never"))
 
 
@@ -202,12 +203,92 @@ def test_a_run_is_written_once(cache: Cache, claims: Claims) -> None:
         claims.run("../one")
 
 
-def test_a_damaged_run_is_named(cache: Cache, claims: Claims) -> None:
-    claims.claim(KEY, begun(claims, "one"))
-    path = cache.path / "runs" / "one.json"
+def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"local", b"lucal"))
-    with pytest.raises(DamagedEntryError, match=r"damaged.*remove it"):
+
+
+def test_a_damaged_run_that_cannot_be_recovered_is_named(cache: Cache, claims: Claims) -> None:
+    claims.claim(KEY, begun(claims, "one"))
+    claims.record_job("one", "f-one-0", "4711")
+    damage(cache.path / "runs" / "one.json")
+    with pytest.raises(DamagedEntryError, match=r"one\.json is damaged"):
         Claims(cache).current(KEY)
+
+
+def test_a_damaged_run_that_submitted_nothing_blocks_no_key(cache: Cache, claims: Claims) -> None:
+    claims.claim(KEY, begun(claims, "one"))
+    damage(cache.path / "runs" / "one.json")
+    current = Claims(cache).current(KEY)
+    assert current is not None
+    assert (current.run.id, current.run.jobs, current.run.owner) == ("one", (), NOBODY)
+    assert Claims(cache).latest(KEY, "one") == (0, True)
+    other = begun(claims, "two")
+    assert Claims(cache).claim(KEY, other, after=0)[0]
+
+
+def test_one_damaged_run_hides_no_other(cache: Cache, claims: Claims) -> None:
+    for name in ("one", "two"):
+        begun(claims, name)
+    claims.record_job("one", "f-one-0", "4711")
+    damage(cache.path / "runs" / "one.json")
+    assert [run.id for run in Claims(cache).unsettled()] == ["two"]
+
+
+def test_what_a_clean_up_takes_between_two_looks_is_looked_for_again(
+    cache: Cache, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims.claim(KEY, begun(claims, "one"))
+    claims.claim(KEY, begun(claims, "two"), after=0)
+    fresh = Claims(cache)
+    stat = os.stat
+    highest = cache.path / "claims" / KEY[:2] / f"{KEY}.1"
+
+    def removed(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if path == highest:
+            highest.unlink(missing_ok=True)
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", removed)
+    current = fresh.current(KEY)
+    assert current is not None
+    assert (current.generation, current.run.id) == (0, "one")
+
+
+def test_a_claim_behind_one_that_a_clean_up_has_taken_is_withdrawn(
+    cache: Cache, claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims.claim(KEY, begun(claims, "one"))
+    claims.claim(KEY, begun(claims, "two"), after=0)
+    mine = begun(claims, "three")
+    link = os.link
+    shard = cache.path / "claims" / KEY[:2]
+
+    def taken(*args: Any, **options: Any) -> None:
+        (shard / f"{KEY}.1").unlink(missing_ok=True)
+        link(*args, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "link", taken)
+        won, current = claims.claim(KEY, mine, after=1)
+    assert (won, current.run.id, current.generation) == (False, "one", 0)
+    assert [path.name for path in shard.iterdir()] == [f"{KEY}.0"]
+    (shard / f"{KEY}.0").unlink()
+    won, current = claims.claim(KEY, mine, after=0)
+    assert (won, current.generation) == (True, 0)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_where_a_claim_is_made(
+    claims: Claims, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    run = begun(claims, "one")
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(FullError, match="clean"):
+        claims.claim(KEY, run)
 
 
 def test_the_log_of_a_hand_over(cache: Cache, claims: Claims) -> None:

@@ -56,8 +56,6 @@ def test_a_damaged_run_is_put_together_again(cache: Cache, logged: bool) -> None
     back = recovered_run(cache, "run")
     assert (back.id, back.backend, back.jobs) == (run.id, run.backend, run.jobs)
     assert back.owner.alive() is None, "nobody knows whose it was"
-    with pytest.raises(DamagedEntryError):
-        Claims(cache).current(KEY)
     report = verify(cache.path)
     assert [finding.path.name for finding in report.damaged] == [
         f"{KEY}.0",
@@ -72,6 +70,17 @@ def test_a_damaged_run_is_put_together_again(cache: Cache, logged: bool) -> None
     assert verify(cache.path).ok
     mine, claim = Claims(cache).claim(KEY, back, after=0)
     assert (mine, claim.generation) == (True, 1), "the key is not blocked"
+
+
+def test_who_needs_a_damaged_run_mends_it(cache: Cache) -> None:
+    _, run = a_run(cache)
+    define(cache, run)
+    damage(cache.path / "runs" / "run.json")
+    current = Claims(cache).current(KEY)
+    assert current is not None
+    assert (current.job_name, current.run.jobs) == (run.jobs[0][0], run.jobs)
+    assert verify(cache.path).ok
+    assert Claims(cache).latest(OTHER, "run") == (0, True)
 
 
 @pytest.mark.parametrize(("job_id", "backend"), [("local-1-2", "local"), ("4711", "slurm")])

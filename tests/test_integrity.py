@@ -22,6 +22,7 @@ from dask_batch.cache.claims import Claims, Owner, Run
 from dask_batch.cache.definitions import DefinitionDraft, read_definition, write_definitions
 from dask_batch.cache.directory import MARKER
 from dask_batch.cache.followers import Followers
+from dask_batch.cache.records import read_record
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
 from dask_batch.errors import CacheError, DamagedEntryError
@@ -211,10 +212,11 @@ def records(cache: Cache) -> dict[str, tuple[Path, Callable[[], Any]]]:
     cache.bind_name("survey/1", KEY)
     Followers(cache).follow("run", [KEY])
     base, runs = cache.path / "attempts" / "ab" / KEY, cache.path / "runs"
+    claim = cache.path / "claims" / "ab" / f"{KEY}.0"
     name = next((cache.path / "names").glob("*/*.json"))
     return {
-        "run": (runs / "run.json", lambda: Claims(cache).run("run")),
-        "claim": (cache.path / "claims" / "ab" / f"{KEY}.0", lambda: Claims(cache).current(KEY)),
+        "run": (runs / "run.json", lambda: read_record(runs / "run.json")),
+        "claim": (claim, lambda: read_record(claim)),
         "start": (Path(f"{base}.0.start"), lambda: attempts.read_start(cache, KEY, 0)),
         "end": (Path(f"{base}.0.end"), lambda: attempts.read_end(cache, KEY, 0)),
         "cut": (Path(f"{base}.0.cut"), lambda: attempts.read_cut(cache, KEY, 0)),

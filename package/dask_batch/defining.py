@@ -76,6 +76,7 @@ def define(cache: Cache, run: Run, plan: Plan, common: Mapping[str, Any]) -> Pat
     shared = {
         **common,
         "run": run.id,
+        "backend": run.backend,
         "surroundings": surroundings.records,
         "resources": resources.records,
     }

@@ -8,6 +8,8 @@ from the cache.
 from __future__ import annotations
 
 import concurrent.futures
+import os
+from pathlib import Path
 from types import FunctionType, NoneType
 from typing import Any
 
@@ -122,9 +124,22 @@ class Outside:
         """Make a value an entry of the cache, unless it is one; return its key."""
         content = (hasher or ContentHasher()).content(value)
         key = ContentHasher.mix("value", content.digest).hex()
-        if not self.cache.present((key,)):
+        if not (self.cache.present((key,)) and _kept(self.cache.path_of(key))):
             self.cache.publish(key, value, {"kind": "value", "function": "an argument"})
         return key
+
+
+def _kept(path: Path) -> bool:
+    """Make an argument young again, which a clean-up then leaves; False if one has taken it."""
+    try:
+        os.utime(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # Another member's of a group, or a file system without times: as old as it was it is
+        # still there, and a run that needs it keeps it.
+        return True
+    return True
 
 
 def _outcome(future: concurrent.futures.Future[Any]) -> Any:

@@ -51,7 +51,7 @@ _LEASE_S: Final = 20.0
 _SUCCESSORS: Final = 50
 """So many stewards in a row may wait for room, each for its whole time."""
 _PAUSES_S: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
-_OF_THE_RUN: Final = frozenset({"resources", "run", "surroundings"})
+_OF_THE_RUN: Final = frozenset({"backend", "resources", "run", "surroundings"})
 
 
 class Steward:

@@ -14,11 +14,11 @@ to end.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dask_batch.cache.entries import listed
 from dask_batch.cache.files import publish_bytes, read_owned
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.records import read_record, seal
@@ -152,16 +152,19 @@ def read_end(cache: Cache, key: str, generation: int) -> dict[str, Any] | None:
 
 
 def ended(cache: Cache, generations: Mapping[str, int]) -> set[str]:
-    """Return the keys whose attempts, of the given generations, ended without a result."""
+    """Return the keys whose attempts, of the given generations, ended without a result.
+
+    Raises
+    ------
+    CacheError
+        The file system does not say.
+    """
     found: set[str] = set()
     by_shard = itertools.groupby(sorted(generations.items()), key=lambda item: item[0][:2])
     for _, members in by_shard:
         wanted = {f"{key}.{generation}.end": key for key, generation in members}
         some_key = next(iter(wanted.values()))
-        try:
-            there = os.listdir(_base(cache, some_key, 0, "").parent)
-        except FileNotFoundError:
-            continue
+        there = listed(_base(cache, some_key, 0, "").parent)
         found.update(wanted[name] for name in there if name in wanted)
     return found
 

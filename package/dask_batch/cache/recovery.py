@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_batch.cache.claims import Run
 from dask_batch.cache.definitions import read_headers
 from dask_batch.cache.entries import listed
 from dask_batch.cache.files import fsync_directory, private_path, publish_bytes
 from dask_batch.cache.records import seal
+from dask_batch.cache.run import Run
 from dask_batch.cache.runlog import NOBODY, read_log
 from dask_batch.cache.store import Cache
 from dask_batch.errors import DamagedEntryError, MissingEntryError
@@ -35,7 +35,7 @@ def recovered_run(cache: Cache, run_id: str) -> Run:
     Raises
     ------
     DamagedEntryError
-        Its definitions are damaged, too.
+        Its definitions are damaged, too, or they are gone and jobs were submitted.
 
     Notes
     -----
@@ -47,6 +47,8 @@ def recovered_run(cache: Cache, run_id: str) -> Run:
     except MissingEntryError:
         common, headers = {}, []
     ids = read_log(path).ids
+    if ids and not headers:
+        raise DamagedEntryError(f"{path} is damaged, and the definitions of its jobs are not there")
     told = _by_index(ids)
     jobs = tuple(
         (told.get(index) or _job_name(header, common, run_id, index), str(header["key"]))
@@ -93,6 +95,9 @@ def mend_run(cache: Cache, run_id: str) -> Run:
         for claim in _links(cache, damaged):
             _replace(mended, claim)
         _replace(mended, path)
+        # Claims that its owner has made of the damaged record meanwhile.
+        for claim in _links(cache, damaged):
+            _replace(mended, claim)
     finally:
         mended.unlink(missing_ok=True)
     return run
