@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.backends.base import Job, JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims
 from dask_batch.errors import (
-    BackendError,
     DependencyFailedError,
     LostTaskError,
+    NodeFailureTaskError,
     OutOfMemoryTaskError,
+    QueueFullError,
     SubmissionError,
     TimeoutTaskError,
 )
@@ -417,19 +418,93 @@ def test_a_repetition_that_is_refused_is_tried_again_and_then_told(
     assert isinstance(futures["child"].exception(0), DependencyFailedError)
 
 
-def test_a_repetition_survives_an_outage(client: Client, queue: Queue) -> None:
+@pytest.mark.parametrize(
+    "refusal", [OUTAGE, QueueFullError(1, ["sbatch"], "Job violates accounting/QOS policy")]
+)
+def test_a_repetition_survives_an_outage_of_hours(
+    client: Client, queue: Queue, refusal: Exception
+) -> None:
     futures = client.run(prepared("flaky", retry=TWICE))
-    queue.refusal = OUTAGE
+    queue.refusal = refusal
     queue.say("flaky", JobState.NODE_FAILURE)
     client.look(2)
-    for _ in range(10):
+    for _ in range(100):
         client.entry("flaky").act_at = client.entry("flaky").quiet_until = 0.0
         client.look()
+    client.entry("flaky").unanswered_at -= 5 * 3600
+    client.look()
+    assert not futures["flaky"].done()
+    # One refusal is not the last of a hundred.
+    queue.refusal = SubmissionError(1, ["scontrol"], "no")
+    client.entry("flaky").quiet_until = 0.0
+    client.look()
     assert not futures["flaky"].done()
     queue.refusal = None
     client.entry("flaky").act_at = client.entry("flaky").quiet_until = 0.0
     client.look()
     assert len(queue.reruns) == 1
+
+
+def test_an_outage_without_end_is_told_as_one(client: Client, queue: Queue) -> None:
+    futures = client.run(prepared("flaky", retry=TWICE))
+    queue.refusal = OUTAGE
+    queue.say("flaky", JobState.NODE_FAILURE)
+    client.look(2)
+    client.entry("flaky").unanswered_at -= 7 * 3600
+    client.entry("flaky").quiet_until = 0.0
+    client.look()
+    error = futures["flaky"].exception(0)
+    assert isinstance(error, NodeFailureTaskError)
+    assert "for 7.0 hours it could not be run again" in str(error)
+    assert "Unable to contact" in str(error)
+
+
+def test_one_try_is_enough_to_see_that_nobody_answers(
+    tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(tmp_path, queue, pace=replace(AT_ONCE, longest_poll_s=120.0))
+    names = [f"t{n}" for n in range(20)]
+    client.run(*(prepared(name, retry=TWICE) for name in names), prepared("other"))
+    tries: list[str] = []
+
+    def unanswered(job: Job, job_id: str, dependents: object) -> str:
+        tries.append(job_id)
+        raise OUTAGE
+
+    for name in names:
+        queue.say(name, JobState.NODE_FAILURE)
+    with monkeypatch.context() as patched:
+        patched.setattr(queue, "rerun", unanswered)
+        client.look(10)
+        assert len(tries) == 1
+        client.watch._attend._silent_until = 0.0
+        client.look(10)
+        assert len(tries) == 2
+    client.watch._attend._silent_until = 0.0
+    for entry in client.watch.entries.values():
+        entry.quiet_until = entry.act_at = 0.0
+    client.look()
+    assert len(queue.reruns) == 20
+
+
+def test_running_jobs_again_does_not_take_all_the_time(
+    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dask_batch import attending
+
+    names = [f"t{n}" for n in range(5)]
+    futures = client.run(*(prepared(name, retry=TWICE) for name in names), prepared("other"))
+    monkeypatch.setattr(attending, "_TURN_S", 0.0)
+    for name in names:
+        queue.say(name, JobState.NODE_FAILURE)
+    client.look()
+    before = len(queue.reruns)
+    assert before < 5
+    client.publish("other")
+    client.look()
+    assert futures["other"].result(0) == "other"
+    client.look(10)
+    assert len(queue.reruns) == 5
 
 
 def test_without_its_definition_nothing_is_repeated(client: Client, queue: Queue) -> None:
@@ -445,19 +520,21 @@ def test_without_its_definition_nothing_is_repeated(client: Client, queue: Queue
 def test_an_outage_during_a_survey_is_waited_out(
     tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dask_batch import standing
+    from dask_batch import settling
 
     Client(tmp_path, queue).run(prepared("one"))
-    waits: list[float] = []
+    monkeypatch.setattr(settling, "_PATIENCE_S", (0.01,) * 5)
+    monkeypatch.setattr(settling, "_STEP_S", 0.004)
+    queue.outage = OUTAGE
+    second = Client(tmp_path, queue)
+    calls: list[int] = []
 
-    def pass_time(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == 3:
+    def meanwhile() -> None:
+        calls.append(queue.polls)
+        if len(calls) == 5:
             queue.outage = None
 
-    monkeypatch.setattr(standing.time, "sleep", pass_time)
-    queue.outage = BackendError("Unable to contact slurm controller")
-    second = Client(tmp_path, queue)
+    second.standings.between = meanwhile
     second.run(prepared("one"))
     assert len(queue.jobs) == 1
-    assert waits == sorted(waits)
+    assert len(calls) >= 5  # others are looked after while an answer is waited for

@@ -15,6 +15,7 @@ from dask_batch.cache import attempts
 from dask_batch.entries import Pace
 from dask_batch.errors import (
     BackendError,
+    CacheError,
     CancelledTaskError,
     DependencyFailedError,
     EnvironmentTaskError,
@@ -258,6 +259,37 @@ def test_a_store_that_cannot_be_read_for_a_while_changes_nothing(
     assert futures["one"].result(0) == "one"
 
 
+def test_a_directory_that_cannot_be_read_hides_nothing_of_the_others(
+    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    futures = client.run(prepared("odd"), prepared("fine"), prepared("bad"), prepared("last"))
+    present = client.cache.present
+
+    def partly(keys: Any) -> set[str]:
+        if key_of("odd") in keys:
+            raise CacheError(5, "Input/output error")
+        return present(keys)
+
+    monkeypatch.setattr(client.cache, "present", partly)
+    client.publish("fine")
+    client.end("bad", 0, outcome="timeout")
+    client.look()
+    assert futures["fine"].result(0) == "fine"
+    assert isinstance(futures["bad"].exception(0), TimeoutTaskError)
+    # The system's error is waited out; minutes of it are told.
+    for _ in range(20):
+        client.entry("odd").quiet_until = 0.0
+        client.look()
+    assert not futures["odd"].done()
+    entry = client.entry("odd")
+    entry.troubled_at -= 3600.0
+    entry.quiet_until = 0.0
+    client.look()
+    error = futures["odd"].exception(0)
+    assert "cannot be found out" in str(error)
+    assert caplog.text.count("looking at odd") == 1
+
+
 @pytest.mark.parametrize("raised", [ValueError("mine"), SystemExit(3)])
 def test_observers_and_callbacks_that_fail_disturb_nobody(
     client: Client, caplog: pytest.LogCaptureFixture, raised: BaseException
@@ -384,6 +416,9 @@ def test_a_cancel_that_fails_is_tried_again(
         patched.setattr(queue, "cancel", refuse)
         client.look(2)
     assert futures["child"].done()
+    client.look()
+    assert not queue.cancels  # what nobody answers is not asked again and again
+    client.watch._sweep._not_before = 0.0
     client.look()
     assert queue.cancels == [[queue.id_of("child")]]
 

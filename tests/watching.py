@@ -147,9 +147,9 @@ class Client:
         self.cache = Cache(folder / "cache")
         self.claims = Claims(self.cache)
         self.queue = queue
-        standings = Standings(self.cache, self.claims, queue, lambda name: None)
-        self.hand_over = HandOver(standings, common={}, steward=False)
-        self.watch = Watch(self.cache, queue, pace, standings)
+        self.standings = Standings(self.cache, self.claims, queue, lambda name: None)
+        self.hand_over = HandOver(self.standings, common={}, steward=False)
+        self.watch = Watch(self.cache, queue, pace, self.standings)
 
     def run(self, *jobs: PreparedJob) -> dict[str, BatchFuture]:
         """Hand jobs over and follow them; return a future for each, by the task's name."""

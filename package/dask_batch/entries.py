@@ -61,8 +61,9 @@ class Entry:
     act_at, sign_at
         When to see to a repetition that has been claimed and is not known to be under way, and
         when to look for a sign that it is.
-    refusals
-        How often the batch system has refused to repeat the job.
+    refusals, unanswered, unanswered_at
+        How often the batch system has refused to repeat the job; how often, and since when, it has
+        not answered when it was to.
     troubles, troubled_at, quiet_until
         How often, and since when, looking at it has failed in unforeseen ways, and until when it
         is left alone.
@@ -85,6 +86,8 @@ class Entry:
     act_at: float = 0.0
     sign_at: float = 0.0
     refusals: int = 0
+    unanswered: int = 0
+    unanswered_at: float = 0.0
     troubles: int = 0
     troubled_at: float = 0.0
     quiet_until: float = 0.0
@@ -161,7 +164,8 @@ class Entry:
     def doubt(self, *, act_at: float) -> None:
         """Take what the batch system says for its word on the attempt before, until a sign."""
         self.course.sure = False
-        self.act_at, self.sign_at, self.refusals = act_at, 0.0, 0
+        self.act_at, self.sign_at = act_at, 0.0
+        self.refusals = self.unanswered = 0
         if not self.over:
             # That it was queued or at work is older than the end which led here.
             self.status = None
@@ -180,5 +184,6 @@ class Entry:
         self._afresh()
 
     def _afresh(self) -> None:
-        self.status, self.ended_at, self.misses, self.refusals = None, None, 0, 0
+        self.status, self.ended_at = None, None
+        self.misses = self.refusals = self.unanswered = 0
         self.since = time.monotonic()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim
 from dask_batch.diagnosis import diagnose
 from dask_batch.entries import Entry
-from dask_batch.errors import BackendError, SubmissionError
 from dask_batch.failures import failure_of, tail_of
 from dask_batch.follow import Evidence, Outcome, Verdict, judge, signal_of
 from dask_batch.history import Causes, History
@@ -29,14 +26,6 @@ __all__ = ["Repeating"]
 logger = logging.getLogger(__name__)
 
 _FELL = "the job never started: one that it waits for did not succeed"
-_SIGN_S = 5.0
-"""How often to look for a sign that another process has repeated a job."""
-_GONE_S = 90.0
-"""A job that has left its end record is gone by then."""
-_REFUSALS = 3
-"""After so many refusals a job is not handed in again."""
-_FAILURES = 20
-"""After so many failing commands, an outage's worth, neither."""
 
 
 class Repeating:
@@ -72,9 +61,9 @@ class Repeating:
 
     def failed(self, key: str, entry: Entry, verdict: Verdict, end: dict[str, Any] | None) -> None:
         """Act on the failure of an attempt."""
-        claim = self._claim(entry)
+        claim = self.claim(entry)
         if claim.generation > entry.standing.generation:
-            self._adopt(entry, claim)
+            self.adopt(entry, claim)
             return
         causes = self._causes(claim, verdict, end)
         if causes is not None and not causes.final and self._follow(key, entry, causes):
@@ -102,7 +91,7 @@ class Repeating:
             return causes if causes.final or unknown else None
         return None
 
-    def _claim(self, entry: Entry) -> Claim:
+    def claim(self, entry: Entry) -> Claim:
         """Return the claim that counts now for a key."""
         standing = entry.standing
         current = self._claims.current(standing.key)
@@ -170,10 +159,10 @@ class Repeating:
             entry.function, standing.key[:12], standing.job_id,
             "run again" if mine else "being run again by another process", repeat.why,
         )  # fmt: skip
-        self._adopt(entry, current, mine=mine)
+        self.adopt(entry, current, mine=mine)
         return True
 
-    def _adopt(self, entry: Entry, claim: Claim, *, mine: bool = False) -> None:
+    def adopt(self, entry: Entry, claim: Claim, *, mine: bool = False) -> None:
         """Follow a later attempt, of the same run or of one that has taken over."""
         old = entry.standing
         if claim.run.id == old.run_id:
@@ -187,100 +176,18 @@ class Repeating:
         self._watch.known[old.key] = entry.standing
         self._watch.hasten()
 
-    def tend(self, now: float) -> None:
-        """See to repetitions that have been claimed and are not known to be under way."""
-        for entry in list(self._watch.entries.values()):
-            if entry.quiet_until > now:
-                continue
-            try:
-                if self._is_nameless(entry):
-                    self._find_job(entry, now)
-                elif not entry.course.sure:
-                    self._tend(entry, now)
-            except Exception:
-                logger.exception("repeating %s failed; again later", entry.function)
-                entry.quiet_until = now + 2 * _SIGN_S
-
-    def _is_nameless(self, entry: Entry) -> bool:
-        """Whether a job is, or will be, in reach, and its id was not known when it was found."""
-        standing = entry.standing
-        return standing.job_id is None and standing.backend == self._watch.backend.name
-
-    def _find_job(self, entry: Entry, now: float) -> None:
-        """Look for the id of a job that another client is handing over."""
-        if now < entry.sign_at:
-            return
-        entry.sign_at = now + _SIGN_S
-        standing = entry.standing
-        log = self._claims.log(standing.run_id)
-        if standing.job_name in log.ids:
-            entry.standing = replace(standing, job_id=log.ids[standing.job_name])
-            self._watch.known[standing.key] = entry.standing
-            self._watch.hasten()
-        elif log.aborted:
-            said = JobStatus("", JobState.LOST, source="its run", reason="it was taken back")
-            entry.hear(said, now)
-
-    def _tend(self, entry: Entry, now: float) -> None:
-        claim = self._claim(entry)
-        if claim.generation > entry.standing.generation:
-            self._adopt(entry, claim)
-        elif now >= entry.act_at and entry.over:
-            # Only now: what the batch system still calls running would be left alone.
-            self._rerun(entry, claim, now)
-        elif entry.running and now >= entry.act_at + _GONE_S:
-            # It left its end record and never left the books of a controller that was killed.
-            entry.act_at = now
-            self._resolving.end_job(entry)
-        elif now >= entry.sign_at:
-            entry.sign_at = now + _SIGN_S
-            self._look_for_a_sign(entry, claim)
-
-    def _look_for_a_sign(self, entry: Entry, claim: Claim) -> None:
-        """See whether the job is that of this attempt: handed over for it, or repeated."""
-        if self._history.is_first(claim):
-            entry.course.sure = True
-            return
-        job_id = self._tending.reran(claim)
-        start = attempts.read_start(self._cache, claim.key, claim.generation)
-        if job_id is not None or start is not None:
-            self._under_way(entry, job_id or entry.standing.job_id or "")
-
-    def _rerun(self, entry: Entry, claim: Claim, now: float) -> None:
-        try:
-            job_id = self._tending.rerun(claim, entry.standing.job_id or "")
-        except BackendError as error:
-            self._refused(entry, error, now)
-        else:
-            self._under_way(entry, job_id)
-
-    def _under_way(self, entry: Entry, job_id: str) -> None:
-        entry.under_way(job_id)
-        self._watch.known[entry.standing.key] = entry.standing
-        self._watch.hasten()
-
-    def _refused(self, entry: Entry, error: BackendError, now: float) -> None:
-        """Try again later; not for ever."""
-        entry.refusals += 1
-        wait_s = min(_SIGN_S * 2.0 ** (entry.refusals - 1), self._watch.pace.longest_poll_s)
-        entry.act_at = entry.quiet_until = now + wait_s
-        logger.warning("%s cannot be run again now: %s", entry.function, error)
-        refused = isinstance(error, SubmissionError) and entry.refusals >= _REFUSALS
-        if refused or entry.refusals >= _FAILURES:
-            past = self._history.past(self._claim(entry))
-            outcome = past[-1] if past else Outcome.DIED
-            verdict = Verdict(
-                outcome,
-                f"its attempt failed ({outcome.value}), and the batch system refuses to run it "
-                f"again: {error}",
-            )
-            entry.course.verdict = verdict
-            self._resolving.record(entry, verdict)
-            key = entry.standing.key
-            end = attempts.read_end(self._cache, key, entry.standing.generation) or {}
-            self._end(key, entry, verdict, end, None)
-
     # ---- the end ---------------------------------------------------------------------------
+
+    def not_repeated(self, entry: Entry, why: str) -> None:
+        """Let a failure be final although it was to be repeated."""
+        past = self._history.past(self.claim(entry))
+        outcome = past[-1] if past else Outcome.DIED
+        verdict = Verdict(outcome, f"its attempt failed ({outcome.value}), and {why}")
+        entry.course.verdict = verdict
+        self._resolving.record(entry, verdict)
+        key = entry.standing.key
+        end = attempts.read_end(self._cache, key, entry.standing.generation) or {}
+        self._end(key, entry, verdict, end, None)
 
     def _end(
         self, key: str, entry: Entry, verdict: Verdict, end: dict[str, Any], causes: Causes | None

@@ -12,13 +12,14 @@ from dask_batch.backends.base import Backend
 from dask_batch.cache.claims import Claims, Owner, Run, RunLog
 from dask_batch.errors import BackendError
 
-__all__ = ["Settling", "patiently"]
+__all__ = ["Settling"]
 
 logger = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
 _LOOK_S = 0.05
+_STEP_S = 0.5
 _SAY_S = 30.0
 _STALL_S = 120.0
 """A hand-over on another host that records nothing for so long counts as dead, in seconds."""
@@ -35,11 +36,19 @@ class Settling:
         Where the runs are.
     backend_of
         Gives the backend that a run went to; None if this machine does not have it.
+    between
+        Called again and again while something is waited for: what else is to be done meanwhile.
     """
 
-    def __init__(self, claims: Claims, backend_of: Callable[[Run], Backend | None]) -> None:
+    def __init__(
+        self,
+        claims: Claims,
+        backend_of: Callable[[Run], Backend | None],
+        between: Callable[[], None],
+    ) -> None:
         self.claims = claims
         self._backend_of = backend_of
+        self._between = between
 
     def settled(self, run: Run) -> RunLog:
         """Wait until a run has been released or aborted, as its heir if its owner has died."""
@@ -65,6 +74,26 @@ class Settling:
                     run.owner.pid, run.owner.host, run.id,
                 )  # fmt: skip
             time.sleep(_LOOK_S)
+            self._between()
+
+    def patiently(self, backend: Backend, ask: Callable[[], _Answer]) -> _Answer:
+        """Ask a batch system that may be out of order for a while: its controller is restarted.
+
+        Raises
+        ------
+        BackendError
+            It gives no answer for minutes.
+        """
+        for wait_s in _PATIENCE_S if backend.shared else ():
+            try:
+                return ask()
+            except BackendError as error:
+                logger.warning("%s gives no answer; again in %g s: %s", backend.name, wait_s, error)
+                until = time.monotonic() + wait_s
+                while (left_s := until - time.monotonic()) > 0:
+                    time.sleep(min(left_s, _STEP_S))
+                    self._between()
+        return ask()
 
     def _inherit(self, run: Run, log: RunLog) -> None:
         """Finish the hand-over of a dead client: the graph runs whole or not at all."""
@@ -78,17 +107,17 @@ class Settling:
             self.claims.record(run.id, {"event": "aborted", "reason": "its backend is not here"})
             return
         names = [name for name, _ in run.jobs]
-        found = {**patiently(backend, lambda: backend.find(names)), **log.ids}
+        found = {**self.patiently(backend, lambda: backend.find(names)), **log.ids}
         for name, job_id in found.items():
             if name not in log.ids:
                 self.claims.record_job(run.id, name, job_id)
         if log.accepted:
             logger.info("run %s: its client died before letting it go; it goes now", run.id)
-            patiently(backend, lambda: backend.release(list(found.values())))
+            self.patiently(backend, lambda: backend.release(list(found.values())))
             self.claims.record(run.id, {"event": "released"})
         else:
             logger.info("run %s: its client died while handing it over; it is taken back", run.id)
-            patiently(backend, lambda: backend.cancel(list(found.values())))
+            self.patiently(backend, lambda: backend.cancel(list(found.values())))
             self.claims.record(run.id, {"event": "aborted", "reason": "its client died"})
 
 
@@ -96,20 +125,3 @@ def _is_dead(owner: Owner, *, stalled: bool) -> bool:
     """Whether a process is dead; of one on another host, whether nothing has been heard of it."""
     alive = owner.alive()
     return alive is False or (alive is None and stalled)
-
-
-def patiently(backend: Backend, ask: Callable[[], _Answer]) -> _Answer:
-    """Ask a batch system that may be out of order for a while: its controller is restarted.
-
-    Raises
-    ------
-    BackendError
-        It gives no answer for minutes.
-    """
-    for wait_s in _PATIENCE_S if backend.shared else ():
-        try:
-            return ask()
-        except BackendError as error:
-            logger.warning("%s gives no answer; again in %g s: %s", backend.name, wait_s, error)
-            time.sleep(wait_s)
-    return ask()

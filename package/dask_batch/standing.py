@@ -13,12 +13,12 @@ from dask_batch.backends.base import Backend, JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Owner, Run, RunLog
 from dask_batch.cache.store import Cache
-from dask_batch.errors import BackendError
+from dask_batch.errors import BackendError, ConfigurationError
 from dask_batch.follow import Evidence, judge, signal_of
 from dask_batch.history import History
 from dask_batch.job.checks import starter_is_dead
 from dask_batch.retry import Ending
-from dask_batch.settling import Settling, patiently
+from dask_batch.settling import Settling
 
 __all__ = ["Standing", "Standings", "Survey", "log_stem"]
 
@@ -59,6 +59,11 @@ class Survey:
     generations: Mapping[str, int]
 
 
+def _may_have_a_job(claim: Claim, log: RunLog) -> bool:
+    """Whether the job of a claim was handed over: not taken back, nor left by a full queue."""
+    return not log.aborted and claim.job_name not in log.left
+
+
 def log_stem(cache: Cache, run_id: str, index: int) -> Path:
     """Return the path of a job's logs, without ``.out`` or ``.err``."""
     return cache.path / "logs" / run_id / str(index)
@@ -76,6 +81,11 @@ class Standings:
     open_backend
         Gives the backend of another name, for jobs that a client handed to it; None if this
         machine does not have it.
+
+    Attributes
+    ----------
+    between
+        Called while an answer, or another client, is waited for: what else is to be done meanwhile.
     """
 
     def __init__(
@@ -91,7 +101,8 @@ class Standings:
         self.history = History(cache, claims)
         self._open_backend = open_backend
         self._others: dict[str, Backend | None] = {}
-        self._settling = Settling(claims, self.backend_of)
+        self.between: Callable[[], None] = lambda: None
+        self._settling = Settling(claims, self.backend_of, lambda: self.between())
 
     def survey(self, keys: Iterable[str]) -> Survey:
         """Find out where keys stand whose results are not in the store."""
@@ -101,7 +112,7 @@ class Standings:
             for run in {claim.run.id: claim.run for claim in claims.values()}.values()
         }
         ended = attempts.ended(self.cache, {k: c.generation for k, c in claims.items()})
-        valid = {key: c for key, c in claims.items() if not logs[c.run.id].aborted}
+        valid = {k: c for k, c in claims.items() if _may_have_a_job(c, logs[c.run.id])}
         alive = self._alive({k: c for k, c in valid.items() if k not in ended}, logs)
         alive.update(self._repeated({k: c for k, c in valid.items() if k in ended}, logs))
         return Survey(alive, {key: claim.generation for key, claim in claims.items()})
@@ -160,23 +171,23 @@ class Standings:
                     stuck.append(status.job_id)
             if stuck:
                 # They may be queued still, and would be for ever.
-                patiently(backend, functools.partial(backend.cancel, stuck))
+                self._settling.patiently(backend, functools.partial(backend.cancel, stuck))
         return alive
 
     def _ids(self, backend: Backend, members: list[Claim], log: RunLog) -> dict[str, str]:
         ids = {c.job_name: log.ids[c.job_name] for c in members if c.job_name in log.ids}
         nameless = [claim.job_name for claim in members if claim.job_name not in ids]
         if nameless:
-            ids.update(patiently(backend, lambda: backend.find(nameless)))
+            ids.update(self._settling.patiently(backend, lambda: backend.find(nameless)))
         return ids
 
     def _states(self, backend: Backend, ids: Collection[str]) -> dict[str, JobStatus]:
         """Ask for states; what is not known at once is asked for once more, after a lag."""
-        states = dict(patiently(backend, lambda: backend.status(ids)))
+        states = dict(self._settling.patiently(backend, lambda: backend.status(ids)))
         missing = [job_id for job_id in ids if job_id not in states]
         if missing:
             time.sleep(_LAG_S)
-            states.update(patiently(backend, lambda: backend.status(missing)))
+            states.update(self._settling.patiently(backend, lambda: backend.status(missing)))
         return states
 
     def _lives(self, claim: Claim, status: JobStatus | None) -> bool:
@@ -242,7 +253,8 @@ class Standings:
         if name not in self._others:
             try:
                 self._others[name] = self._open_backend(name)
-            except BackendError as error:
+            except (BackendError, ConfigurationError) as error:
+                # Not here, or of another version of this package: its jobs are out of sight.
                 logger.debug("backend %s: %s", name, error)
                 self._others[name] = None
         return self._others[name]

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
+from dask_batch.attending import Attending
 from dask_batch.backends.base import Backend, JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims
@@ -27,6 +28,7 @@ from dask_batch.history import History
 from dask_batch.polling import Polling, Rhythm
 from dask_batch.repeating import Repeating
 from dask_batch.resolving import Resolving
+from dask_batch.sighting import Sighting
 from dask_batch.standing import Standing, Standings
 from dask_batch.sweep import Sweep
 from dask_batch.tending import Tending
@@ -77,6 +79,7 @@ class Watch:
         self.given_up: Callable[[str, BaseException], None] | None = None
         self.followers = Followers(cache)
         self._pace = pace
+        self._sighting = Sighting(cache)
         self._polling = Polling(backend, pace)
         self._rhythm = Rhythm(time.monotonic())
         self._next_scan = 0.0
@@ -87,6 +90,9 @@ class Watch:
         self._resolving = Resolving(self, self._sweep)
         self._cancelling = Cancelling(self, standings.claims, history, self._resolving, self._sweep)
         self._repeating = Repeating(self, standings, history, tending, self._resolving)
+        self._attend = Attending(
+            self, standings.claims, history, tending, self._repeating, self._resolving
+        )
 
     @property
     def look_s(self) -> float:
@@ -171,8 +177,7 @@ class Watch:
                 began = time.monotonic()  # how long an answer took says nothing of the store
             changed = self._look(began)
         except Exception:
-            # The store as a whole cannot be read now, or there is a mistake here: either way the
-            # jobs go on, and so does the watch over them.
+            # A mistake here: the jobs go on, and so does the watch over them.
             logger.exception("a look at what is under way failed; it is taken again")
             changed = False
         ended = time.monotonic()
@@ -192,7 +197,7 @@ class Watch:
             changed = changed or bool(gone)
             # What waited for those that have ended may have ended in the meantime.
             keys = self._exposed(keys, gone)
-        self._repeating.tend(now)
+        self._attend(now)
         self._sweep.soon()
         return changed
 
@@ -234,17 +239,15 @@ class Watch:
         return [k for k, e in waiting if k not in seen and e.parents & gone] if gone else []
 
     def _examine(self, keys: list[str], now: float) -> None:
-        published = self.cache.present(keys)
-        generations = {
-            key: self.entries[key].standing.generation for key in keys if key not in published
-        }
-        ended = attempts.ended(self.cache, generations)
+        seen = self._sighting({key: self.entries[key].standing.generation for key in keys}, now)
         for key in keys:
             entry = self.entries.get(key)
-            if entry is None:
+            if entry is None or not (key in seen.read or key in seen.unread):
                 continue
             try:
-                self._conclude(key, entry, key in published, key in ended)
+                if key in seen.unread:
+                    raise seen.unread[key]
+                self._conclude(key, entry, key in seen.published, key in seen.ended)
             except Exception as error:
                 self._trouble(key, entry, error, now)
             else:
@@ -271,7 +274,9 @@ class Watch:
             entry.troubled_at = now
             logger.exception("looking at %s (%s) failed; again later", entry.function, key[:12])
         entry.quiet_until = now + min(0.5 * 2.0**entry.troubles, 30.0)
-        transient = isinstance(error, OSError) and not isinstance(error, BatchError)
+        # What an error of our own says of a file does not change; what the system says may.
+        own = isinstance(error, BatchError)
+        transient = isinstance(error, OSError) and (error.errno is not None or not own)
         enough = now - entry.troubled_at > _PATIENCE_S if transient else entry.troubles >= _MISTAKES
         if enough:
             self._resolving.not_found_out(key, entry, error)
