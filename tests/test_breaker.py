@@ -30,6 +30,19 @@ def test_the_last_of_enough_jobs_trips_and_only_that_one() -> None:
     assert breaker.count == THRESHOLD
 
 
+def test_the_nodes_are_named_where_all_are_known() -> None:
+    breaker = Breaker()
+    for number, fall in enumerate(falls(NO_CACHE, THRESHOLD)):
+        breaker.fell(dataclasses.replace(fall, host=f"n{number % 2}", job_id=str(number)))
+    assert breaker.hosts == ["n0", "n1"]
+    assert breaker.job_ids == [str(number) for number in range(THRESHOLD)]
+    assert breaker.decided
+    other = Breaker()
+    other.fell(dataclasses.replace(NO_CACHE, host="n0"))
+    other.fell(dataclasses.replace(NO_CACHE, key="k1"))
+    assert other.hosts == []
+
+
 def test_fewer_do_not_nor_does_one_job_again_and_again() -> None:
     assert not trips(*falls(NO_CACHE, THRESHOLD - 1))
     assert not trips(*[NO_CACHE] * 20)

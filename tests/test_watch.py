@@ -334,6 +334,42 @@ def test_a_graph_whose_first_jobs_cannot_begin_is_given_up(client: Client, queue
     assert not client.watch.entries
 
 
+def test_who_looks_after_a_run_gives_it_up_as_its_owner_would(tmp_path: Path, queue: Queue) -> None:
+    jobs = [prepared(f"t{n}") for n in range(10)]
+    owner, other, steward = (Client(tmp_path, queue) for _ in range(3))
+    owner.run(*jobs)  # and is not heard of again
+    steward.watch.guarded.add(owner.entry("t0").standing.run_id)
+    futures, seen = steward.run(*jobs), other.run(*jobs)
+    for n in range(THRESHOLD):
+        record = {"outcome": "environment", "message": "no cache here", "host": "n7"}
+        other.end(f"t{n}", 0, **record)
+    other.look(2)
+    assert not queue.cancels  # a client that only follows ends nothing
+    steward.look(2)
+    assert queue.cancels == [sorted(queue.id_of(f"t{n}") for n in range(THRESHOLD, 10))]
+    error = futures["t9"].exception(0)
+    assert isinstance(error, GivenUpTaskError)
+    assert "on n7" in error.message
+    assert "--exclude=n7" in error.advice
+    assert queue.id_of("t0") in error.evidence
+    other.look(2)
+    assert isinstance(seen["t9"].exception(0), GivenUpTaskError)
+
+
+def test_what_others_have_seen_work_counts(tmp_path: Path, queue: Queue) -> None:
+    jobs = [prepared(f"t{n}") for n in range(10)]
+    owner, steward = Client(tmp_path, queue), Client(tmp_path, queue)
+    owner.run(*jobs)
+    owner.publish("t9")
+    steward.watch.guarded.add(owner.entry("t0").standing.run_id)
+    futures = steward.run(*jobs[:9])
+    for n in range(THRESHOLD):
+        queue.say(f"t{n}", JobState.FAILED, exit_code=127)
+    steward.look(2)
+    assert not futures["t8"].done()
+    assert not queue.cancels
+
+
 def test_one_that_is_at_work_shows_that_the_others_are_not_hopeless(
     client: Client, queue: Queue
 ) -> None:

@@ -33,6 +33,8 @@ class Fall:
         Whether it left the record of its start.
     lasted_s
         How long it was at work, None if that is not known.
+    host, job_id
+        Where it ran, empty if that is not known, and its id.
     """
 
     key: str
@@ -40,6 +42,8 @@ class Fall:
     cause: str
     began: bool
     lasted_s: float | None = None
+    host: str = ""
+    job_id: str = ""
 
     @property
     def of_the_surroundings(self) -> bool:
@@ -61,12 +65,28 @@ class Breaker:
     def __init__(self) -> None:
         self.tripped = False
         self._sound = False
-        self._fallen: dict[tuple[Outcome, str], set[str]] = {}
+        self._fallen: dict[tuple[Outcome, str], dict[str, Fall]] = {}
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing that comes changes anything any more."""
+        return self._sound or self.tripped
 
     @property
     def count(self) -> int:
         """How many jobs died of the commonest cause."""
         return max(map(len, self._fallen.values()), default=0)
+
+    @property
+    def hosts(self) -> list[str]:
+        """On which nodes the jobs died, as far as that is known of all of them."""
+        hosts = {fall.host for alike in self._fallen.values() for fall in alike.values()}
+        return [] if "" in hosts else sorted(hosts)
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The ids of the jobs that died."""
+        return [fall.job_id for alike in self._fallen.values() for fall in alike.values()]
 
     def worked(self) -> None:
         """Note that a job has worked, well or not: the surroundings are sound."""
@@ -78,13 +98,13 @@ class Breaker:
         A failure of the function itself, or any other that comes after a job's beginning, shows
         that the surroundings are sound.
         """
-        if self._sound or self.tripped:
+        if self.decided:
             return False
         if not fall.of_the_surroundings:
             # Not told apart from a job that never was: cancelled, lost, or fallen with an input.
             self._sound = fall.began
             return False
-        alike = self._fallen.setdefault((fall.outcome, fall.cause), set())
-        alike.add(fall.key)
+        alike = self._fallen.setdefault((fall.outcome, fall.cause), {})
+        alike[fall.key] = fall
         self.tripped = len(alike) >= THRESHOLD and len(self._fallen) == 1
         return self.tripped

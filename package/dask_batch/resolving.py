@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from dask_batch.breaker import Breaker, Fall
 from dask_batch.cache import attempts
 from dask_batch.entries import Entry, Observer
-from dask_batch.errors import GivenUpTaskError, TaskError
+from dask_batch.errors import TaskError
 from dask_batch.failures import dependency_failure, failure_of
 from dask_batch.follow import Outcome, Verdict, signal_of
 from dask_batch.future import BatchFuture
+from dask_batch.giving_up import GivingUp
 from dask_batch.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -32,15 +31,17 @@ class Resolving:
     ----------
     watch
         Whose entries they are about.
+    giving_up
+        What judges whole hand-overs.
     sweep
         What ends jobs that can never start.
     """
 
-    def __init__(self, watch: Watch, sweep: Sweep) -> None:
+    def __init__(self, watch: Watch, giving_up: GivingUp, sweep: Sweep) -> None:
         self._watch = watch
         self._cache = watch.cache
         self._sweep = sweep
-        self._breakers: dict[str, Breaker] = {}
+        self._giving_up = giving_up
 
     # ---- what others are told --------------------------------------------------------------
 
@@ -77,7 +78,7 @@ class Resolving:
         """Resolve what waits for a result that is there."""
         self.note_start(key, entry)
         self._watch.drop(key, entry)
-        self._breaker(entry).worked()
+        self._giving_up.worked(entry)
         self.tell(entry.observers, "finished", key)
         for future in entry.futures:
             self.succeed(future)
@@ -118,8 +119,8 @@ class Resolving:
         )  # fmt: skip
         self._fell(key, entry, error)
         self._fail_children(entry, error, root=key, root_function=entry.function)
-        if entry.ours and self._trips(key, entry, verdict, end):
-            self._give_up(standing.run_id, error, self._breaker(entry).count)
+        if self._giving_up.fell(entry, verdict, end):
+            self._give_up(standing.run_id, error)
 
     def end_job(self, entry: Entry) -> None:
         """Have the job of an entry ended, whatever it is at."""
@@ -190,60 +191,15 @@ class Resolving:
         }
         return attempts.end(self._cache, standing.key, standing.generation, record)
 
-    # ---- giving up -------------------------------------------------------------------------
-
-    def _breaker(self, entry: Entry) -> Breaker:
-        return self._breakers.setdefault(entry.standing.run_id, Breaker())
-
-    def _trips(self, key: str, entry: Entry, verdict: Verdict, end: dict[str, Any]) -> bool:
-        start = attempts.read_start(self._cache, key, entry.standing.generation)
-        began, ended = end.get("started"), end.get("ended")
-        fall = Fall(
-            key,
-            verdict.outcome,
-            cause=re.sub(r"\d+", "#", verdict.message),
-            began=start is not None,
-            lasted_s=ended - began if began and ended else None,
-        )
-        breaker = self._breaker(entry)
-        if fall.of_the_surroundings and self._any_at_work(entry.standing.run_id):
-            breaker.worked()
-        return breaker.fell(fall)
-
-    def _any_at_work(self, run_id: str) -> bool:
-        return any(
-            attempts.read_start(self._cache, key, entry.standing.generation) is not None
-            for key, entry in self._watch.entries.items()
-            if entry.standing.run_id == run_id
-        )
-
-    def _give_up(self, run_id: str, cause: BaseException, count: int) -> None:
+    def _give_up(self, run_id: str, cause: BaseException) -> None:
         """End what is left of a hand-over whose first jobs have all died of one cause."""
-        words = cause.message if isinstance(cause, TaskError) else str(cause)
-        left = {
-            key: entry
-            for key, entry in self._watch.entries.items()
-            if entry.ours and entry.standing.run_id == run_id
-        }
-        logger.error(
-            "run %s is given up: its first %d jobs all died of one cause before they began; "
-            "%d more are not run: %s",
-            run_id, count, len(left), words,
-        )  # fmt: skip
-        for key, entry in left.items():
-            error = GivenUpTaskError(
-                f"{entry.function or 'a task'} was not run: the first {count} jobs of its graph "
-                f"all died of one cause before they began: {words}",
-                key=key,
-                function=entry.function,
-                job_id=entry.standing.job_id,
-                evidence=f"{count} jobs of run {run_id} that ended alike, and none that worked",
-            )
-            error.__cause__ = cause
+
+        def fail(key: str, entry: Entry, error: TaskError) -> None:
             self.record(entry, Verdict(Outcome.GIVEN_UP, error.message, error.evidence))
             self._sweep.add(entry)
-            self._watch.drop(key, entry)
-            self.fail_all(entry, error)
+            self._fell(key, entry, error)
+
+        self._giving_up(run_id, cause, fail)
         if self._watch.given_up is not None:
             _guarded(functools.partial(self._watch.given_up, run_id, cause))
 

@@ -24,6 +24,7 @@ from dask_batch.errors import BatchError
 from dask_batch.follow import Outcome
 from dask_batch.future import BatchFuture
 from dask_batch.ghosts import Ghosts
+from dask_batch.giving_up import GivingUp
 from dask_batch.history import History
 from dask_batch.polling import Polling, Rhythm
 from dask_batch.repeating import Repeating
@@ -63,6 +64,8 @@ class Watch:
         What is under way, by key.
     known
         The last standing of every key that ever was.
+    guarded
+        The ids of the runs that are looked after as if this client had handed them over.
     given_up
         Called with the id of a run and the error when the rest of the run is given up.
     """
@@ -76,6 +79,7 @@ class Watch:
         self.backend = backend
         self.entries: dict[str, Entry] = {}
         self.known: dict[str, Standing] = {}
+        self.guarded: set[str] = set()
         self.given_up: Callable[[str, BaseException], None] | None = None
         self.followers = Followers(cache)
         self._pace = pace
@@ -87,7 +91,7 @@ class Watch:
         self.ghosts = Ghosts(history, backend)
         self._sweep = Sweep(backend)
         tending = Tending(cache, standings.claims, backend, history)
-        self._resolving = Resolving(self, self._sweep)
+        self._resolving = Resolving(self, GivingUp(self, standings.claims), self._sweep)
         self._cancelling = Cancelling(self, standings.claims, history, self._resolving, self._sweep)
         self._repeating = Repeating(self, standings, history, tending, self._resolving)
         self._attend = Attending(
