@@ -15,6 +15,7 @@ from dask_batch import SlurmClusterExecutor, cluster_get
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.command import client_environment
 from dask_batch.backends.slurm.backend import SlurmBackend
+from dask_batch.entries import Pace
 from dask_batch.errors import (
     DependencyFailedError,
     DiedTaskError,
@@ -63,6 +64,14 @@ def ten(folder):
 def compute(tmp_path, *graphs, **options):
     options = {"backend": "slurm", "cache_directory": tmp_path / "cache", **PACE, **options}
     return dask.compute(*graphs, scheduler=cluster_get, **options)
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Let what is waited for for half a minute and more be waited for for a second."""
+    monkeypatch.setattr(Pace, "grace_s", lambda pace, state: 1.0)
+    for name in ("AFTER", "GATHER", "RARELY"):
+        monkeypatch.setattr(f"dask_batch.ghosts._{name}_S", 1.0)
 
 
 @pytest.fixture
@@ -249,7 +258,9 @@ def test_a_parent_that_dies_and_is_purged_while_its_child_is_submitted(fake, fol
 
 
 @pytest.mark.parametrize("accounting", [True, False])
-def test_a_job_is_lost_and_its_id_given_out_again(tmp_path, folder, monkeypatch, accounting):
+def test_a_job_is_lost_and_its_id_given_out_again(
+    tmp_path, folder, monkeypatch, hurried, accounting
+):
     with FakeSlurm(tmp_path / "fake", accounting=accounting) as fake:
         monkeypatch.setenv("PATH", fake.environment()["PATH"])
         with SlurmClusterExecutor(cache_directory=tmp_path / "cache", **PACE) as executor:
@@ -266,7 +277,7 @@ def test_a_job_is_lost_and_its_id_given_out_again(tmp_path, folder, monkeypatch,
     )
 
 
-def test_a_held_job_is_lost_before_it_ran(fake, folder, executor):
+def test_a_held_job_is_lost_before_it_ran(fake, folder, hurried, executor):
     blocker = [executor.submit(bodies.gated, folder, f"blocker{i}") for i in range(4)]
     for i, future in enumerate(blocker):
         under_way(fake, future, folder, f"blocker{i}")
@@ -288,6 +299,21 @@ def test_a_job_runs_twice(fake, folder, executor, both):
     bodies.open_gate(folder)
     assert future.result(PATIENCE_S) == "body"
     assert bodies.traces(folder)["body-ended"] == 1
+
+
+def test_a_parent_that_ended_is_called_running_for_good(fake, folder, hurried, executor):
+    parent = executor.submit(bodies.gated, folder, "parent")
+    child = executor.submit(bodies.noted, folder, "child", parent)
+    below = executor.submit(bodies.noted, folder, "below", child)
+    job_id = under_way(fake, parent, folder, "parent")
+    fake.haunt(job_id)
+    bodies.open_gate(folder)
+    assert parent.result(PATIENCE_S) == "parent"
+    assert below.result(PATIENCE_S) == "parent"
+    assert fake.states()[job_id] == "CANCELLED"
+    assert bodies.traces(folder) == Counter(
+        {"parent": 1, "parent-ended": 1, "child": 1, "below": 1}
+    )
 
 
 # ---- nodes, preemption, time -------------------------------------------------------------------
