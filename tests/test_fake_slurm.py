@@ -224,6 +224,18 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path):
     wait_until(lambda: not processes.alive(job))
 
 
+def test_what_waits_does_not_begin_when_all_is_stopped(tmp_path, monkeypatch):
+    with FakeSlurm(tmp_path / "fake", cpus=1) as fake:
+        monkeypatch.setenv("PATH", fake.environment()["PATH"])
+        monkeypatch.chdir(tmp_path)
+        first, second = submit("sleep 1000"), submit("sleep 1000")
+        ended(fake, first, "RUNNING")
+        script_of(fake.directory)
+    assert list((tmp_path / "fake" / "jobs").glob(f"{second}-*/order.*")) == []
+    with fake:
+        ended(fake, second, "RUNNING")
+
+
 def test_a_long_path_is_no_obstacle(tmp_path, monkeypatch):
     with FakeSlurm(tmp_path / ("long" * 40)) as fake:
         monkeypatch.setenv("PATH", fake.environment()["PATH"])

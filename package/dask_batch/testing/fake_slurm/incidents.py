@@ -42,7 +42,8 @@ def happen(queue: Queue, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kill_all(queue: Queue) -> None:
-    """End all that runs, at once."""
+    """End all that runs, at once, and let nothing begin in its place."""
+    queue.closed = True
     for job in queue.jobs.values():
         if job.state == "RUNNING":
             launch.send(job, signal.SIGKILL, step_too=True)

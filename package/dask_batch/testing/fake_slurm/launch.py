@@ -75,9 +75,11 @@ def send(job: JobRecord, number: signal.Signals, *, step_too: bool = False) -> b
 
     With ``step_too`` as when its node is gone: nobody is left to write down an end.
     """
+    if (Path(job.folder) / f"end.{job.runs}").exists():
+        return False  # its numbers may be other processes' by now
     pid = leader(job)
     if step_too:
-        send_one(job.step, number)
+        processes.signal_all(job.step, number)  # the script, too, which may have no number yet
     if pid is None:
         return False
     processes.signal_all(pid, number)

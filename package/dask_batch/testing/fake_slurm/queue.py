@@ -45,6 +45,8 @@ class Queue:
         self.next_id = 1
         self.changed = True
         """Whether anything happened since the last look that may let jobs start."""
+        self.closed = False
+        """Whether nothing starts any more: the controller is about to go."""
 
     # -- saved state ----------------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ class Queue:
             elif job.state == "PENDING" and 0 < job.begin <= now:
                 job.begin = 0.0
                 self.changed = True
-        if self.changed:
+        if self.changed and not self.closed:
             self.changed = False
             self._schedule(now)
 
