@@ -15,7 +15,8 @@ from dask_batch.backends.command import client_environment
 from dask_batch.backends.slurm.backend import SlurmBackend
 from dask_batch.resources import for_dask_task
 
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
+"""Long: a cluster may have jobs of others on all of its nodes."""
 
 OWN_TEMPLATE = """\
 #!/bin/bash

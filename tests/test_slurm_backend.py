@@ -267,6 +267,7 @@ def test_what_is_right_is_accepted(cluster):
 
 
 def test_every_directive_of_the_builtin_template_is_accepted_by_sbatch(cluster):
+    """It stays held: others may be at work on the nodes that it is to have for itself."""
     job = cluster.job(
         cores=2,
         memory_max=0.5,
@@ -281,9 +282,21 @@ def test_every_directive_of_the_builtin_template_is_accepted_by_sbatch(cluster):
         slurm_cmd_args="--nodelist=n[1-2]",
         job_script_prologue="export FROM_PROLOGUE=yes",
     )
+    cluster.backend.check([job])
+    cluster.submit(job)
+    seen = cluster.described(job)
+    assert (seen["TimeLimit"], seen["Account"], seen["Nice"]) == ("00:02:00", "test", "10")
+    assert (seen["NumTasks"], seen["CPUs/Task"], seen["MinMemoryNode"]) == ("2", "2", "512M")
+    assert (seen["OverSubscribe"], seen["ReqNodeList"], seen["Partition"]) == (
+        "NO",
+        "n[1-2]",
+        "debug",
+    )
+
+
+def test_nodes_and_prologue(cluster):
+    job = cluster.job(num_nodes=2, job_script_prologue="export FROM_PROLOGUE=yes")
     cluster.lines[job.index] = "echo $FROM_PROLOGUE $SLURM_JOB_NUM_NODES $SLURM_NTASKS"
     cluster.go(job)
     cluster.wait_for(job, JobState.COMPLETED)
     assert cluster.output(job) == "yes 2 2\n"
-    seen = cluster.described(job)
-    assert (seen["TimeLimit"], seen["Account"], seen["Nice"]) == ("00:02:00", "test", "10")
