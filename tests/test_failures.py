@@ -169,3 +169,23 @@ def test_the_tail_of_a_repeated_job_is_its_last_attempts(tmp_path: Path) -> None
     log = tmp_path / "log"
     log.write_text(f"slurmstepd: error: *** JOB 1 CANCELLED DUE TO TIME LIMIT ***\n{AGAIN}\nnow\n")
     assert tail_of(log) == "now"
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("\x1b[1;31mred\x1b[0m and \x9b2Jplain\n", "red and plain"),
+        ("\x1b]0;a title\x07text \x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\\n", "text link"),
+        ("\x1b]52;c;never ends\nnext\n", "\nnext"),
+        ("10%\r20%\r100%\r\ndone\n", "100%\ndone"),
+        ("bell\x07 back\x08 tab\tnul\x00\n", "bell back tab\tnul"),
+        ("\x1b(Bset \x1bcreset \x1b\n", "set reset "),
+        ("user\u202etxt.exe\n", "usertxt.exe"),
+        ("Grüße, 世界 ∑\n", "Grüße, 世界 ∑"),
+        ("one\n\ntwo", "one\n\ntwo"),
+    ],
+)
+def test_a_tail_does_not_command_the_terminal(tmp_path: Path, written: str, shown: str) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(written.encode())
+    assert tail_of(log) == shown

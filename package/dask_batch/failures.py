@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,13 @@ __all__ = ["dependency_failure", "failure_of", "tail_of"]
 _TAIL_LINES = 20
 _TAIL_BYTES = 8192
 _UNPICKLING_S = 10.0
+_CONTROL = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"  # titles, links
+    r"|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
+"""What a terminal obeys: its control sequences and characters, and marks that reverse a text."""
 
 _ERRORS: Mapping[Outcome, type[TaskError]] = {
     Outcome.TIMEOUT: TimeoutTaskError,
@@ -229,4 +237,14 @@ def tail_of(log: Path | None) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(last_attempt(text).splitlines()[-_TAIL_LINES:])
+    return "\n".join(_as_shown(last_attempt(text))[-_TAIL_LINES:])
+
+
+def _as_shown(text: str) -> list[str]:
+    """Return the lines of a log without what would command the terminal of who reads it.
+
+    Of a line that was written over and over (a progress bar) the last words are left.
+    """
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    shown = [_CONTROL.sub("", line) for line in lines]
+    return shown if shown[-1] else shown[:-1]

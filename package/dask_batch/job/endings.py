@@ -6,19 +6,18 @@ the constructor. Whatever fails, the record is made, of what is left.
 
 from __future__ import annotations
 
-import base64
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dask_batch.code import pickling
 from dask_batch.job.exit_codes import FAILED
+from dask_batch.job.portable import portable
 
 __all__ = ["EndedError", "clipped", "described", "summary", "trace_of"]
 
 _MESSAGE_CHARS = 20_000
 _TRACE_CHARS = 400_000
-_PICKLE_BYTES = 8 << 20
+_BASES = 50
 _GROUP_WIDTH = 200
 _GROUP_DEPTH = 20
 
@@ -57,12 +56,16 @@ def trace_of(error: BaseException) -> str:
 
 def described(error: BaseException) -> dict[str, Any]:
     """Return the fields of an end record that let a client raise an exception again."""
-    fields: dict[str, Any] = {"exception_type": _type_name(error), "traceback": trace_of(error)}
+    fields: dict[str, Any] = {
+        "exception_type": _type_name(error),
+        "exception_types": _type_names(error),
+        "traceback": trace_of(error),
+    }
     if isinstance(error, MemoryError):
         # Its frames hold what there was no room for.
         traceback.clear_frames(error.__traceback__)
     try:
-        fields["exception"] = _portable(error)
+        fields["exception"] = portable(error)
     except BaseException as refusal:  # a __reduce__ may raise anything
         fields["exception_lost"] = summary(refusal)
     return fields
@@ -74,27 +77,6 @@ def clipped(text: str, limit: int) -> str:
         return text
     head, tail = limit // 3, limit - limit // 3
     return f"{text[:head]}\n... ({len(text) - limit} characters left out) ...\n{text[-tail:]}"
-
-
-def _portable(error: BaseException) -> str:
-    """Pickle an exception, in base64, and see that it can be unpickled."""
-    pickled = pickling.dumps(_Whole(pickling.dumps(error))).data
-    if len(pickled) > _PICKLE_BYTES:
-        raise ValueError(f"its pickle has {len(pickled)} bytes, more than {_PICKLE_BYTES}")
-    if not isinstance(pickling.loads(pickled), BaseException):
-        raise TypeError("its pickle is that of something else")
-    return base64.b64encode(pickled).decode("ascii")
-
-
-class _Whole:
-    """Stands for what was pickled with buffers out of band, in a pickle that has none."""
-
-    def __init__(self, pickled: pickling.Pickled) -> None:
-        self._pickled = pickled
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        buffers = tuple(bytes(buffer) for buffer in self._pickled.buffers)
-        return pickling.loads, (self._pickled.data, buffers)
 
 
 def _formatted(error: BaseException) -> Iterator[str]:
@@ -113,5 +95,13 @@ def _attempted(make: Callable[[], str]) -> str | None:
 
 
 def _type_name(error: BaseException) -> str:
-    kind = type(error)
+    return _name(type(error))
+
+
+def _type_names(error: BaseException) -> list[str]:
+    """Return the names of an exception's class and of its bases, by which it can be asked for."""
+    return [_name(kind) for kind in type(error).__mro__ if kind is not object][:_BASES]
+
+
+def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
