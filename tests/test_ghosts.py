@@ -133,8 +133,8 @@ def test_ghosts_do_not_starve_the_queue(
     tmp_path: Path, queue: Queue, later: Callable[[], None]
 ) -> None:
     first = Client(tmp_path, queue)
-    first.run(prepared("done"), prepared("broken"), prepared("at work"))
-    for name in ("done", "broken", "at work"):
+    first.run(prepared("done"), prepared("broken"), prepared("busy"))
+    for name in ("done", "broken", "busy"):
         queue.say(name, JobState.RUNNING)
     first.publish("done")
     first.end("broken", 0, outcome="exception", message="ValueError: no")

@@ -8,6 +8,8 @@ import pytest
 
 from dask_batch import overview
 from dask_batch.backends.base import JobState
+from dask_batch.cache.claims import Claims, Run
+from dask_batch.errors import DamagedEntryError
 from dask_batch.overview import Overview, RunStatus
 from dask_batch.retry import RetryPolicy
 from watching import Client, Queue, key_of, prepared
@@ -87,3 +89,31 @@ def test_cancelling_also_ends_what_is_to_be_repeated(client: Client, queue: Queu
     assert not queue.reruns
     assert all(future.done() for future in futures.values())
     assert counts(seen(client))[:2] == (0, 2)
+
+
+def test_a_run_that_nobody_can_mend_does_not_hide_the_others(
+    client: Client,
+    queue: Queue,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client.run(prepared("passed"))
+    damaged = client.entry("passed").standing.run_id
+    queue.say("passed", JobState.LOST)
+    # The second run claims a key that the first one had claimed before it.
+    Client(client.cache.path.parent, queue).run(prepared("passed"), prepared("fine"))
+    read = Claims.run
+
+    def run(claims: Claims, run_id: str) -> Run:
+        if run_id == damaged:
+            raise DamagedEntryError("torn")
+        return read(claims, run_id)
+
+    monkeypatch.setattr(Claims, "run", run)
+    look = Overview(client.cache)
+    (found,) = look.runs()
+    assert damaged in caplog.text
+    assert "verify" in caplog.text
+    assert counts(look.status(found)) == (0, 0, 0, 1, 1)
+    assert look.cancel(found, None) == 2
+    assert queue.cancels == [sorted([queue.id_of("fine"), queue.id_of("passed")])]

@@ -517,6 +517,24 @@ def test_without_its_definition_nothing_is_repeated(client: Client, queue: Queue
     assert not queue.reruns
 
 
+def test_what_a_full_queue_left_is_nobodys_and_is_not_asked_about(
+    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.run(prepared("taken"), prepared("left"))
+    names = dict(client.claims.run(client.entry("left").standing.run_id).jobs)
+    (name,) = (name for name, key in names.items() if key == key_of("left"))
+    run_id = client.entry("left").standing.run_id
+    client.claims.record(run_id, {"event": "left", "names": [name]})
+
+    def not_asked(*_: object) -> dict[str, str]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(queue, "find", not_asked)
+    survey = client.standings.survey([key_of("taken"), key_of("left")])
+    assert survey.alive.keys() == {key_of("taken")}
+    assert survey.generations == {key_of("taken"): 0, key_of("left"): 0}
+
+
 def test_an_outage_during_a_survey_is_waited_out(
     tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ from dask_batch.backends.base import Backend, JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Run, RunLog
 from dask_batch.cache.store import Cache
-from dask_batch.errors import BackendError
+from dask_batch.errors import BackendError, DamagedEntryError, MissingEntryError
 from dask_batch.history import History
 from dask_batch.retry import Ending
 
 __all__ = ["Overview", "RunStatus"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,25 @@ class Overview:
         self._backends: dict[str, Backend | None] = {}
 
     def runs(self) -> list[Run]:
-        """Return the runs that were not taken back, oldest first."""
-        found = (self.claims.run(run_id) for run_id in self.claims.run_ids())
-        runs = [run for run in found if not self.claims.log(run.id).aborted]
+        """Return the runs that were not taken back, oldest first.
+
+        One whose record is damaged is left out, and said.
+        """
+        runs = []
+        for run_id in self.claims.run_ids():
+            try:
+                run = self.claims.run(run_id)
+                aborted = self.claims.log(run_id).aborted
+            except MissingEntryError:
+                continue  # cleaned in the meantime
+            except DamagedEntryError as error:
+                logger.warning(
+                    "run %s is left out: %s. dask_batch.verify(%r) mends what can be mended.",
+                    run_id, error, str(self.cache.path),
+                )  # fmt: skip
+                continue
+            if not aborted:
+                runs.append(run)
         return sorted(runs, key=lambda run: (run.created, run.id))
 
     # ---- how far -----------------------------------------------------------------------------
@@ -111,7 +130,11 @@ class Overview:
         """Return the claims of a run on each of its keys, none where it has none."""
         found: dict[str, list[Claim]] = {}
         for _, key in run.jobs:
-            own = [each for each in self.claims.generations(key) if each.run.id == run.id]
+            try:
+                own = [each for each in self.claims.generations(key) if each.run.id == run.id]
+            except (DamagedEntryError, MissingEntryError) as error:
+                logger.warning("who makes %s cannot be told: %s", key[:12], error)
+                continue
             if own:
                 found[key] = own
         return found
@@ -159,7 +182,11 @@ class Overview:
         return len(chosen)
 
     def _end(self, run: Run, key: str, job_id: str | None) -> None:
-        current = self.claims.current(key)
+        try:
+            current = self.claims.current(key)
+        except (DamagedEntryError, MissingEntryError) as error:
+            logger.warning("who makes %s cannot be told: %s", key[:12], error)
+            return
         if current is None or current.run.id != run.id:
             return
         record = {
