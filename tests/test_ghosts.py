@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dask_batch import ghosts
+from dask_batch import ghosts, vanished
 from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.cache import attempts
+from dask_batch.cache.owner import Owner
 from dask_batch.retry import RetryPolicy
 from watching import OUTAGE, Client, Queue, key_of, prepared
 
@@ -221,6 +223,53 @@ def test_a_job_that_has_left_is_asked_about_once(
     client.look(10)
     assert asked.count(queue.id_of("done")) == 1
     assert asked.count(queue.id_of("hungry")) == 10
+
+
+# ---- without a result or a record ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_job_whose_process_is_gone_from_this_machine_is_ended_and_repeated(
+    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch, dead: bool
+) -> None:
+    monkeypatch.setattr(vanished, "_LOOK_S", 0.0)
+    futures = client.run(prepared("killed", retry=RetryPolicy(1)), prepared("child", "killed"))
+    me = Owner.current()
+    record = {
+        "job_id": queue.id_of("killed"), "host": me.host, "pid": me.pid, "boot_id": me.boot_id,
+        "process_started": "1" if dead else me.started, "restart": 0, "time": 0.0,
+    }  # fmt: skip
+    attempts.start(client.cache, key_of("killed"), 0, record)
+    queue.say("killed", JobState.RUNNING)
+    wait_for(queue, "child", reason="Dependency")
+    client.look(3)
+    assert client.entry("killed").standing.generation == 0
+    monkeypatch.setattr(vanished, "_AFTER_S", -1.0)
+    client.look(3)
+    assert not queue.reruns
+    assert client.entry("killed").standing.generation == int(dead)
+    if dead:
+        assert "process is gone" in client.ended("killed")["message"]
+        client.entry("killed").act_at -= 3600
+        client.look(3)
+        assert queue.cancels == [[queue.id_of("killed")]]
+        assert len(queue.reruns) == 1
+    assert not any(future.done() for future in futures.values())
+
+
+def test_of_a_process_on_another_machine_nothing_is_known_here(
+    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vanished, "_LOOK_S", 0.0)
+    monkeypatch.setattr(vanished, "_AFTER_S", -1.0)
+    client.run(prepared("far"))
+    host = Owner.current().host  # they may all be called alike
+    record = {"job_id": "1", "host": host, "pid": 1, "boot_id": "b", "process_started": "1"}
+    attempts.start(client.cache, key_of("far"), 0, {**record, "restart": 0, "time": 0.0})
+    queue.say("far", JobState.RUNNING)
+    client.look(5)
+    assert client.entry("far").standing.generation == 0
+    assert not queue.cancels
 
 
 # ---- nothing gets in their way -----------------------------------------------------------------
