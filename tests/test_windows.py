@@ -11,7 +11,7 @@ import pytest
 
 from dask_batch.backends.base import Job, JobState
 from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claims
+from dask_batch.cache.claims import Claims, Owner
 from dask_batch.cache.store import Cache
 from dask_batch.engine import Engine
 from dask_batch.errors import DependencyFailedError, GivenUpTaskError, QueueFullError
@@ -133,13 +133,14 @@ def hand_over(cache: Cache, backend: Any, **options: Any) -> HandOver:
 def test_a_full_queue_keeps_what_it_took_and_a_steward_for_the_rest(cache: Cache) -> None:
     backend = Small(cache, 6)
     handed = hand_over(cache, backend)(wide(5), {})
-    assert len(handed.submitted) == 5
-    assert set(handed.left) == {key_of(f"child{i}") for i in range(5)}
-    (steward,) = backend.stewards()
-    assert handed.heir == backend.names[steward.name]
+    assert len(handed.submitted) == 4
+    assert set(handed.left) == {key_of("root4"), *(key_of(f"child{i}") for i in range(5))}
+    stewards = backend.stewards()
+    assert handed.heirs == tuple(backend.names[job.name] for job in stewards)
     # Half of the window, from its beginning.
-    assert steward.after_end == tuple(handed.submitted[:3])
-    assert steward.name == f"steward-{handed.run_id}-0"
+    assert {job.after_end for job in stewards} == {tuple(handed.submitted[:2])}
+    # The second stands by for the first.
+    assert [job.name for job in stewards] == [f"steward-{handed.run_id}-{i}" for i in (0, 1)]
     assert all(backend.states[job_id] is JobState.WAITING for job_id in handed.submitted)
 
 
@@ -147,24 +148,37 @@ def test_the_last_jobs_make_room_for_the_steward(cache: Cache) -> None:
     backend = Small(cache, 7)
     handed = hand_over(cache, backend)(wide(5), {})
     assert len(backend.queued) == 7
-    assert len(handed.submitted) == 6
-    assert set(handed.left) == {key_of(f"child{i}") for i in range(1, 5)}
+    assert len(handed.submitted) == 5
+    assert set(handed.left) == {key_of(f"child{i}") for i in range(5)}
     cancelled = [i for i, state in backend.states.items() if state is JobState.CANCELLED]
-    assert len(cancelled) == 1
+    assert len(cancelled) == 2
     log = Claims(cache).log(str(handed.run_id))
     assert not set(cancelled) & set(log.ids.values())
 
 
 def test_a_graph_that_just_fits_makes_room_for_the_steward_it_needs(cache: Cache) -> None:
-    backend = Small(cache, 10)
-    handed = hand_over(cache, backend)(wide(5, retries=1), {})
-    # One steward for failures, and since there is a rest now, one for that.
-    assert len(handed.stewards) == 2
-    assert len(handed.submitted) == 8
-    assert handed.heir in handed.stewards
+    backend = Small(cache, 20)
+    handed = hand_over(cache, backend)(wide(10, retries=1), {})
+    # A steward for failures and its second; and since there is a rest now, two for that.
+    assert len(handed.stewards) == 4
+    assert len(handed.submitted) == 16
+    assert set(handed.heirs) < set(handed.stewards)
     of_failures = [job for job in backend.stewards() if job.after_failure][-1]
     assert of_failures.after_failure == tuple(handed.submitted)
     assert backend.queued == sorted([*handed.submitted, *handed.stewards], key=int)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("limit", (3, 4, 5, 6, 7, 9, 12, 15))
+def test_a_window_of_any_size_has_somebody_to_look_after_it(
+    cache: Cache, limit: int, retries: int
+) -> None:
+    backend = Small(cache, limit)
+    handed = hand_over(cache, backend)(wide(20, retries=retries), {})
+    assert handed.submitted
+    assert handed.heirs
+    finish(cache, backend)
+    assert cache.present([job.key for job in wide(20)]) == {job.key for job in wide(20)}
 
 
 def test_of_a_queue_that_takes_nothing_nothing_is_left(cache: Cache) -> None:
@@ -189,7 +203,7 @@ def test_without_stewards_the_whole_window_is_jobs(cache: Cache) -> None:
     backend = Small(cache, 6)
     handed = hand_over(cache, backend, steward=False)(wide(5, retries=3), {})
     assert len(handed.submitted) == 6
-    assert handed.heir is None
+    assert handed.heirs == ()
     assert backend.stewards() == []
 
 
@@ -198,7 +212,7 @@ def test_nobody_waits_for_what_was_left(cache: Cache) -> None:
     first = hand_over(cache, backend)(wide(5), {})
     backend.limit = 100
     second = hand_over(cache, backend)(wide(5), {})
-    assert len(second.submitted) == 5
+    assert len(second.submitted) == 6
     assert second.left == ()
     assert set(second.under_way) == {job.key for job in wide(5)}
     assert first.under_way.keys() < second.under_way.keys()
@@ -224,8 +238,8 @@ def test_a_steward_is_handed_over_for_what_may_be_repeated_and_for_nothing_else(
     handed = hand_over(cache, backend)(
         [dataclasses.replace(prepared("again"), header={"retry": {"retries": 1}})], {}
     )
-    (steward,) = backend.stewards()
-    assert steward.after_failure == tuple(handed.submitted)
+    steward, second = backend.stewards()
+    assert steward.after_failure == second.after_failure == tuple(handed.submitted)
     assert steward.resources["memory_max"] == 1
     assert steward.log_directory.name == "stewards"
 
@@ -244,9 +258,9 @@ def test_a_large_run_has_several_stewards(cache: Cache) -> None:
     backend = Small(cache, 5000)
     handed = hand_over(cache, backend)(wide(600, retries=1), {})
     stewards = backend.stewards()
-    assert [len(job.after_failure) for job in stewards] == [500, 500, 200]
-    assert [job.index for job in stewards] == [0, 1, 2]
-    assert [i for job in stewards for i in job.after_failure] == handed.submitted
+    assert [len(job.after_failure) for job in stewards] == 2 * [500, 500, 200]
+    assert [job.index for job in stewards] == [0, 1, 2, 3, 4, 5]
+    assert [i for job in stewards[:3] for i in job.after_failure] == handed.submitted
 
 
 # ---- the client goes on ----------------------------------------------------------------------
@@ -354,8 +368,9 @@ def test_a_run_that_is_given_up_takes_what_was_left_of_it_along(driven: Driven) 
     error = futures["child5"].exception()
     assert isinstance(error, GivenUpTaskError)
     assert error.__cause__ is cause
-    (job,) = driven.backend.stewards()
-    assert driven.backend.states[driven.backend.names[job.name]] is JobState.CANCELLED
+    job, second = driven.backend.stewards()
+    for each in (job, second):
+        assert driven.backend.states[driven.backend.names[each.name]] is JobState.CANCELLED
     # A steward that has begun already sees it, too.
     before = len(driven.backend.jobs)
     driven.backend.run()
@@ -387,8 +402,21 @@ def test_what_is_under_way_is_looked_after_while_more_is_handed_over(cache: Cach
 
 def steward(cache: Cache, backend: Small, job: Job) -> Steward:
     claims = Claims(cache)
-    one = Steward(cache, backend, claims.run(job.definition.stem), job.index, own_id="own")
-    one._pause = lambda seconds: backend.run(2)  # type: ignore[method-assign]
+    now = [0.0]
+    one = Steward(
+        cache,
+        backend,
+        claims.run(job.definition.stem),
+        job.index,
+        own_id=backend.names[job.name],
+        clock=lambda: now[0],
+    )
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+        backend.run(2)
+
+    one._pause = pause  # type: ignore[method-assign]
     return one
 
 
@@ -403,6 +431,7 @@ def finish(cache: Cache, backend: Small) -> None:
             ended = [backend.states[each].ended for each in job.after_end if each in backend.states]
             if job_id not in done and not backend.states[job_id].ended and all(ended):
                 done.add(job_id)
+                backend.states[job_id] = JobState.RUNNING
                 steward(cache, backend, job)()
                 backend.states[job_id] = JobState.COMPLETED
         if before == (len(done), sorted(backend.states.items(), key=str)):
@@ -435,7 +464,7 @@ def test_a_steward_does_not_hand_over_what_depends_on_a_failure(cache: Cache) ->
 def test_two_stewards_of_one_run_hand_over_each_task_once(cache: Cache) -> None:
     backend = Small(cache, 6)
     hand_over(cache, backend)(wide(5), {})
-    (job,) = backend.stewards()
+    job, _ = backend.stewards()
     backend.run()
     backend.limit = 100
     steward(cache, backend, job)()
@@ -443,10 +472,110 @@ def test_two_stewards_of_one_run_hand_over_each_task_once(cache: Cache) -> None:
     assert backend.kept() == sorted(j.function for j in wide(5))
 
 
+class Killed(BaseException):
+    """Ends a steward as SIGKILL would."""
+
+
+def killed(cache: Cache, backend: Small, job: Job, at: int, monkeypatch: Any) -> bool:
+    """Let a steward run until it does something lasting for the nth time; tell if it came so far.
+
+    What it handed over has no living owner.
+    """
+    count = 0
+
+    def dying(real: Any) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count >= at:
+                raise Killed
+            return real(*args, **options)
+
+        return wrapped
+
+    dead = dataclasses.replace(Owner.current(), pid=2**22 + at)
+    with monkeypatch.context() as context:
+        context.setattr(Owner, "current", classmethod(lambda cls: dead))
+        for name in ("submit", "release", "cancel"):
+            context.setattr(backend, name, dying(getattr(backend, name)))
+        for name in ("begin", "claim", "record"):
+            context.setattr(Claims, name, dying(getattr(Claims, name)))
+        try:
+            steward(cache, backend, job)()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("at", range(1, 40, 2))
+def test_a_steward_that_is_killed_does_not_end_the_chain(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    backend = Small(cache, 6)
+    hand_over(cache, backend)(wide(6, retries=1), {})
+    backend.run(2)
+    first, _ = backend.stewards()
+    backend.states[backend.names[first.name]] = JobState.RUNNING
+    early = killed(cache, backend, first, at, monkeypatch)
+    ended = JobState.FAILED if early else JobState.COMPLETED
+    backend.states[backend.names[first.name]] = ended
+    finish(cache, backend)
+    assert cache.present([job.key for job in wide(6)]) == {job.key for job in wide(6)}
+    assert backend.kept() == sorted(job.function for job in wide(6))
+
+
+def test_a_second_waits_while_the_first_is_at_work(cache: Cache) -> None:
+    backend = Small(cache, 6)
+    hand_over(cache, backend)(wide(5), {})
+    backend.run(2)
+    first, second = backend.stewards()
+    backend.states[backend.names[first.name]] = JobState.RUNNING
+    jobs: list[int] = []
+
+    def wait(timeout_s: float) -> None:
+        if not jobs:
+            steward(cache, backend, first)()
+            backend.states[backend.names[first.name]] = JobState.COMPLETED
+            jobs.append(len(backend.jobs))
+
+    before = len(backend.jobs)
+    backend.wait = wait  # type: ignore[method-assign]
+    steward(cache, backend, second)()
+    assert before < jobs[0] == len(backend.jobs)
+
+
+def test_a_steward_hands_over_nothing_that_nobody_would_look_after(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Small(cache, 6)
+    hand_over(cache, backend)(wide(6, retries=1), {})
+    backend.run(2)
+    first, _ = backend.stewards()
+    backend.limit = 100
+    before = backend.queued
+    submit = backend.submit
+
+    def no_stewards(jobs: Sequence[Job], accepted: Callable[[str, str], None]) -> None:
+        if any(job.program == "dask_batch.steward" for job in jobs):
+            raise QueueFullError(1, ["submit"], "too many jobs")
+        submit(jobs, accepted)
+
+    with monkeypatch.context() as context:
+        context.setattr(backend, "submit", no_stewards)
+        one = steward(cache, backend, first)
+        one._deadline = one._clock()
+        monkeypatch.setattr("dask_batch.steward._LEAST_S", 0.0)
+        one()
+    assert len(backend.kept()) == 4
+    assert backend.queued == before
+    finish(cache, backend)
+    assert backend.kept() == sorted(job.function for job in wide(6))
+
+
 def test_a_steward_of_a_run_that_was_taken_back_does_nothing(cache: Cache) -> None:
     backend = Small(cache, 6)
     handed = hand_over(cache, backend)(wide(5), {})
-    (job,) = backend.stewards()
+    job, _ = backend.stewards()
     Claims(cache).record(str(handed.run_id), {"event": "aborted", "reason": "test"})
     before = len(backend.jobs)
     steward(cache, backend, job)()
@@ -457,7 +586,7 @@ def test_the_client_follows_what_a_steward_has_handed_over(cache: Cache) -> None
     driven = Driven(cache, 6)
     futures = driven.request(wide(5))
     driven.engine._take_turn()
-    (job,) = driven.backend.stewards()
+    job, _ = driven.backend.stewards()
     driven.backend.run()
     driven.backend.limit = 100
     steward(cache, driven.backend, job)()

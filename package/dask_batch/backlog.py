@@ -83,11 +83,11 @@ class Backlog:
         self._tried_at = self._clock()
         parts = (request.part(left) for request in requests)
         self.requests = [part for part in parts if part.jobs]
-        self.guarded = handed.heir is not None or (self.guarded and not handed.submitted)
+        self.guarded = bool(handed.heirs) or (self.guarded and not handed.submitted)
         if handed.submitted:
             # Whoever hands over the rest, it is a later steward's to go on from there.
             self.dismiss(self._heirs)
-            self._heirs = [handed.heir] if handed.heir is not None else []
+            self._heirs = list(handed.heirs)
             self._window = frozenset(
                 key
                 for key, standing in handed.under_way.items()

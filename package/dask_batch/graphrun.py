@@ -162,7 +162,7 @@ class GraphRun:
             )
         if handed.left:
             said += f", {len(handed.left)} job(s) wait for room in its queue"
-        if handed.left and handed.heir is None:
+        if handed.left and not handed.heirs:
             return f"{said}. What waits is handed over while this process lives."
         return f"{said}. They go on without this process; run the same again to come back to them."
 

@@ -41,7 +41,6 @@ __all__ = ["HandOver", "Handed"]
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
-_NAME_LENGTH = 40
 
 
 @dataclass(slots=True)
@@ -60,8 +59,8 @@ class Handed:
         The keys that a full queue did not take, in the order of the jobs.
     stewards
         The ids of the stewards.
-    heir
-        The id of the steward that hands over what was left; None if there is none.
+    heirs
+        The ids of the stewards that hand over what was left.
     """
 
     under_way: dict[str, Standing] = field(default_factory=dict)
@@ -69,7 +68,7 @@ class Handed:
     submitted: list[str] = field(default_factory=list)
     left: tuple[str, ...] = ()
     stewards: tuple[str, ...] = ()
-    heir: str | None = None
+    heirs: tuple[str, ...] = ()
 
 
 class HandOver:
@@ -83,6 +82,8 @@ class HandOver:
         What all jobs of all runs share, as JSON data.
     steward
         Whether stewards are handed over with jobs that may need one.
+    attended
+        Whether a client is there who looks after what it hands over.
 
     Attributes
     ----------
@@ -96,6 +97,7 @@ class HandOver:
         *,
         common: Mapping[str, Any],
         steward: bool = True,
+        attended: bool = True,
     ) -> None:
         self.standings = standings
         self.cache = standings.cache
@@ -104,6 +106,7 @@ class HandOver:
         self.between: Callable[[], None] = lambda: None
         self._common = common
         self._steward = steward
+        self._attended = attended
 
     def __call__(self, jobs: Sequence[PreparedJob], pending: Mapping[str, Standing]) -> Handed:
         """Hand over what has to run.
@@ -259,6 +262,7 @@ class HandOver:
             run,
             jobs_of(self.cache, run, plan, definition, may_be_repeated=self._is_repeated),
             steward=self._steward,
+            attended=self._attended,
             between=self.between,
         )
         try:
@@ -284,7 +288,7 @@ class HandOver:
             list(accepted.ids.values()),
             left=tuple(key for name, key in run.jobs if name not in accepted.ids),
             stewards=tuple(accepted.stewards.values()),
-            heir=accepted.stewards[accepted.heir] if accepted.heir is not None else None,
+            heirs=accepted.heirs,
         )
 
     def _waited_for(self, plan: Plan) -> set[str]:

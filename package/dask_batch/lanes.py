@@ -2,15 +2,17 @@
 
 The jobs of a run that may be repeated are shared out into *lanes* of some hundred each, since a
 batch system cannot wait for any number of jobs at once. One more lane belongs to what a full queue
-left of the run. Each lane has one steward at a time; the *n*-th steward of a run belongs to lane
-``n % lanes``. So names tell which steward is whose successor, and two processes that hand over the
-same steward give it the same name.
+left of the run; of a window of a few jobs one lane does it all. Each lane has one steward at a time
+and, where there is room, a *second*: it waits for the same, begins with the first, and takes its
+place if that is killed. The *n*-th steward of a run belongs to lane ``n % lanes``, and those of odd
+``n // lanes`` are seconds. So names tell which steward is whose successor, and two processes that
+hand over the same steward give it the same name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from dask_batch.backends.base import Job
@@ -19,6 +21,10 @@ __all__ = ["LANE_SIZE", "Lanes", "steward_name"]
 
 LANE_SIZE: Final = 500
 """How many jobs one steward waits for at most."""
+_FEW: Final = 8
+"""A window of fewer jobs has one lane: places are worth more than a quick eye on failures."""
+_VERY_FEW: Final = 4
+"""In a window of fewer jobs nobody stands by, either."""
 _PROGRAM: Final = "dask_batch.steward"
 _MEMORY_GB: Final = 1
 RUN_TIME_S: Final = 900
@@ -45,20 +51,33 @@ class Lanes:
         The names of the jobs that were accepted and may be repeated, in the order of the run.
     left
         Whether something of the run was left by a full queue.
+    accepted
+        How many jobs were not.
     """
 
     repeatable: tuple[str, ...]
     left: bool
+    accepted: int
 
     @property
     def of_failures(self) -> int:
         """How many lanes wait for failures: the first ones."""
-        return -(-len(self.repeatable) // LANE_SIZE)
+        return 0 if self._single else -(-len(self.repeatable) // LANE_SIZE)
+
+    @property
+    def _single(self) -> bool:
+        return self.left and self.accepted < _FEW
 
     @property
     def count(self) -> int:
         """How many lanes there are."""
         return self.of_failures + self.left
+
+    @property
+    def places(self) -> int:
+        """How many places in the queue the stewards should have."""
+        alone = self._single and self.accepted < _VERY_FEW
+        return self.count if alone else 2 * self.count
 
     def of(self, number: int) -> int:
         """Return the lane of a steward."""
@@ -69,12 +88,25 @@ class Lanes:
         return self.left and self.of(number) == self.of_failures
 
     def members(self, number: int) -> tuple[str, ...]:
-        """Return the names of the jobs whose failures a steward waits for."""
-        begin = self.of(number) * LANE_SIZE
+        """Return the names of the jobs whose failures a steward sees to."""
+        begin = 0 if self._single else self.of(number) * LANE_SIZE
         return self.repeatable[begin : begin + LANE_SIZE]
 
-    def first_stewards(self, run_id: str, like: Job, ids: Mapping[str, str]) -> list[Job]:
-        """Return the stewards that are handed over with a run.
+    def other(self, number: int) -> int:
+        """Return the number of the steward that stands by for a steward, or by which it stands."""
+        return number - self.count if self.is_second(number) else number + self.count
+
+    def is_second(self, number: int) -> bool:
+        """Whether a steward stands by while the first of its lane is at work."""
+        return number // max(self.count, 1) % 2 == 1
+
+    def successor(self, number: int) -> int:
+        """Return the number of the steward that follows a steward and its second."""
+        first = self.other(number) if self.is_second(number) else number
+        return first + 2 * self.count
+
+    def stewards(self, run_id: str, like: Job, ids: Mapping[str, str]) -> list[Job]:
+        """Return the stewards that are handed over with a run, one for each lane.
 
         Parameters
         ----------
@@ -96,6 +128,13 @@ class Lanes:
                 )
             )
         return jobs
+
+    def seconds(self, run_id: str, stewards: Sequence[Job]) -> list[Job]:
+        """Return those who stand by for stewards."""
+        return [
+            replace(job, name=steward_name(run_id, number), index=number)
+            for job, number in ((job, self.other(job.index)) for job in stewards)
+        ]
 
 
 def first_half(ids: Sequence[str]) -> Sequence[str]:

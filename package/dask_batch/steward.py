@@ -4,10 +4,12 @@ A steward is a small job that was handed over with a run. The batch system start
 run's jobs has failed, or when half of a window has ended; it does once what a client's engine does
 all the time, and ends:
 
-1. it **looks** until nothing more can be concluded now: what is to be repeated has been, what has
+1. a second one **stands by** while the first of its lane is at work, and goes on from there if that
+   is killed;
+2. it **looks** until nothing more can be concluded now: what is to be repeated has been, what has
    failed for good is on record, and what depended on that is swept away;
-2. the steward of a full queue's rest **hands it over**, as a run with stewards of its own;
-3. it hands over its **successor**, if jobs are left whose failure somebody will have to see to.
+3. the steward of a full queue's rest **hands it over**, as a run with stewards of its own;
+4. it hands over its **successor**, if jobs are left whose failure somebody will have to see to.
 
 It shares the claims with all clients and other stewards, so it may run beside them, or twice, and
 be killed at any time: what it did not come to do is done by whoever looks next.
@@ -18,26 +20,25 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from dask_batch.backends.base import Backend, Job
+from dask_batch.backends.base import Backend
 from dask_batch.backends.registry import open_backend
-from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claim, Claims, Run, RunLog
+from dask_batch.cache.claims import Claims, Run, RunLog
 from dask_batch.cache.definitions import read_definition
 from dask_batch.cache.store import Cache
 from dask_batch.entries import Entry
-from dask_batch.errors import BackendError, QueueFullError
-from dask_batch.follow import Outcome
+from dask_batch.errors import BackendError
 from dask_batch.handover import HandOver
 from dask_batch.job.surroundings import job_id
-from dask_batch.lanes import RUN_TIME_S, Lanes, steward_job
+from dask_batch.lanes import RUN_TIME_S, Lanes
+from dask_batch.leftover import Leftover
 from dask_batch.preparation import PreparedJob
-from dask_batch.reread import definition_path, job_of, reread_jobs
+from dask_batch.reread import definition_path, reread_jobs
 from dask_batch.standing import Standings
+from dask_batch.succession import Succession
 from dask_batch.watch import Pace, Watch
 
 __all__ = ["Steward", "main"]
@@ -46,11 +47,10 @@ logger = logging.getLogger(__name__)
 
 _BUDGET_S: Final = RUN_TIME_S * 2 / 3
 """For how long it looks and tries; the rest of its time is for what it is at just then."""
+_LEAST_S: Final = 120.0
+"""What one has that has stood by for long."""
 _LEASE_S: Final = 20.0
 """Its own time is short, so it waits less long for others to finish what they began."""
-_SUCCESSORS: Final = 50
-"""So many stewards in a row may wait for room, each for its whole time."""
-_PAUSES_S: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 _OF_THE_RUN: Final = frozenset({"backend", "resources", "run", "surroundings"})
 
 
@@ -93,6 +93,7 @@ class Steward:
         self._hand_over = HandOver(
             self.standings,
             common={name: value for name, value in common.items() if name not in _OF_THE_RUN},
+            attended=False,
         )
         self._own_id = own_id
         self._clock = clock
@@ -100,21 +101,52 @@ class Steward:
 
     def __call__(self) -> None:
         """Do what is to be done now."""
-        log = self.standings.settled(self.run)
-        if log.aborted:
+        if self.standings.settled(self.run).aborted:
             logger.info("run %s was taken back: there is nothing to do", self.run.id)
             return
         jobs = reread_jobs(self.cache, self.run)
-        lanes = self._lanes(jobs, log)
-        self._take_up(jobs, log)
+        lanes = self._lanes(jobs, self.claims.log(self.run.id))
+        succession = self._succession(lanes)
+        if succession.stand_by(self._deadline):
+            logger.info("all that is to be done now has been done by the other steward")
+            return
+        self._deadline = max(self._deadline, self._clock() + _LEAST_S)
+        self._take_up(jobs, self.claims.log(self.run.id))
         self._look()
-        rest_open = lanes.hands_over(self.number) and not self._hand_over_rest(jobs)
-        self._hand_over_successor(lanes, rest_open=rest_open)
+        rest_open = lanes.hands_over(self.number) and not self._leftover(jobs).hand_over()
+        under_way = {entry.standing for entry in self.watch.entries.values()}
+        if succession.hand_over(under_way, self._deadline, rest_open=rest_open):
+            succession.mark()
+
+    def _succession(self, lanes: Lanes) -> Succession:
+        return Succession(
+            self.cache,
+            self.claims,
+            self.backend,
+            self.run,
+            lanes,
+            self.number,
+            own_id=self._own_id,
+            clock=self._clock,
+            pause=lambda seconds: self._pause(seconds),
+        )
+
+    def _leftover(self, jobs: Sequence[PreparedJob]) -> Leftover:
+        return Leftover(
+            self.run,
+            jobs,
+            self.watch,
+            self.standings,
+            self._hand_over,
+            deadline=self._deadline,
+            clock=self._clock,
+            pause=lambda seconds: self._pause(seconds),
+        )
 
     def _lanes(self, jobs: Sequence[PreparedJob], log: RunLog) -> Lanes:
         named = zip(self.run.jobs, jobs, strict=True)
         repeatable = (name for (name, _), job in named if job.repeatable and name not in log.left)
-        return Lanes(tuple(repeatable), left=bool(log.left))
+        return Lanes(tuple(repeatable), left=bool(log.left), accepted=len(jobs) - len(log.left))
 
     # ---- looking ---------------------------------------------------------------------------
 
@@ -155,33 +187,6 @@ class Steward:
             return False
         return not entry.over or bool(entry.parents & self.watch.entries.keys())
 
-    # ---- the rest of the run ---------------------------------------------------------------
-
-    def _hand_over_rest(self, jobs: Sequence[PreparedJob]) -> bool:
-        """Hand over what a full queue left; return whether somebody else looks after it now."""
-        for pause_s in (*_PAUSES_S, *[_PAUSES_S[-1]] * RUN_TIME_S):
-            waiting, ready = self._rest(jobs)
-            if ready and not self._handed_over(ready):
-                waiting = ready
-            if not waiting:
-                return True
-            if self._clock() + pause_s > self._deadline:
-                break
-            logger.info("%d task(s) wait; again in %.0f s", len(waiting), pause_s)
-            self._pause(pause_s)
-        return False
-
-    def _handed_over(self, jobs: Sequence[PreparedJob]) -> bool:
-        """Hand tasks over; return whether all of them are, or will be by another steward."""
-        pending = {key: entry.standing for key, entry in self.watch.entries.items()}
-        handed = self._hand_over(jobs, pending)
-        if handed.submitted:
-            logger.info(
-                "%d task(s) were handed over as run %s, %d still wait for room",
-                len(handed.submitted), handed.run_id, len(handed.left),
-            )  # fmt: skip
-        return not handed.left or handed.heir is not None
-
     def _pause(self, seconds: float) -> None:
         """Wait, and look meanwhile."""
         until = self._clock() + seconds
@@ -189,101 +194,6 @@ class Steward:
             if self.watch.entries:
                 self.watch.look()
             self.backend.wait(min(left_s, max(self.watch.look_s, 1.0)))
-
-    def _rest(self, jobs: Sequence[PreparedJob]) -> tuple[list[PreparedJob], list[PreparedJob]]:
-        """Return the tasks that nobody has handed over, and those of them that can be now.
-
-        One whose inputs have failed is put on record as failed.
-        """
-        left = self.claims.log(self.run.id).left
-        names = {key: name for name, key in self.run.jobs}
-        there = self.cache.present({key for job in jobs for key in (job.key, *job.inputs)})
-        waiting: list[PreparedJob] = []
-        ready: dict[str, PreparedJob] = {}
-        for job in jobs:
-            claim = self.claims.current(job.key)
-            if claim is None or job.key in there or not self._is_ours(claim):
-                continue
-            if names[job.key] not in left or self._has_failed(job, claim):
-                continue
-            missing = job.inputs - there - ready.keys() - self.watch.entries.keys()
-            if missing - self.standings.survey(missing).alive.keys():
-                waiting.append(job)
-            else:
-                # Also what is only needed by tasks that cannot run any more: it would have run.
-                ready[job.key] = replace(job, wanted=True)
-        return waiting, list(ready.values())
-
-    def _is_ours(self, claim: Claim) -> bool:
-        """Whether nobody else has taken a task over, or has given it back."""
-        return claim.run.id == self.run.id or self.claims.log(claim.run.id).aborted
-
-    def _has_failed(self, job: PreparedJob, claim: Claim) -> bool:
-        if attempts.read_end(self.cache, job.key, claim.generation) is not None:
-            return True
-        causes = self.standings.history.causes(Claim(job.key, -1, self.run, ""))
-        root = causes.vanished if causes.failed is None else causes.failed.key
-        if root is None:
-            return False
-        message = f"it depends on a task that failed, or whose result is gone ({root[:12]})"
-        record = {
-            "outcome": Outcome.DEPENDENCY.value,
-            "message": message,
-            "function": job.function,
-            "root": root,
-            "concluded_by": "steward",
-        }
-        attempts.end(self.cache, job.key, claim.generation, record)
-        logger.info("%s (%s) is not run: %s", job.function, job.key[:12], message)
-        return True
-
-    # ---- the next one ----------------------------------------------------------------------
-
-    def _hand_over_successor(self, lanes: Lanes, *, rest_open: bool) -> None:
-        """See to it that somebody looks again when that is needed."""
-        if lanes.hands_over(self.number):
-            enough = self.number >= _SUCCESSORS * lanes.count
-            after_failure: list[str] = []
-            after_end = [self._own_id] if rest_open and self._own_id and not enough else []
-        else:
-            after_failure, after_end = list(self._may_fail(lanes)), []
-        if not after_failure and not after_end:
-            logger.info("nothing is left that would need another steward")
-            return
-        number = self.number + lanes.count
-        like = job_of(self.cache, self.claims, self.run, self.run.jobs[0][0])
-        job = steward_job(
-            self.run.id, like, number, after_failure=after_failure, after_end=after_end
-        )
-        for pause_s in (*_PAUSES_S, *[_PAUSES_S[-1]] * RUN_TIME_S):
-            if self.backend.find([job.name]):
-                logger.info("steward %d is there already", number)
-                return
-            if self._submitted(job):
-                return
-            if self._clock() + pause_s > self._deadline:
-                logger.error("there is no room for steward %d: nobody looks after this run", number)
-                return
-            self._pause(pause_s)
-
-    def _submitted(self, job: Job) -> bool:
-        def accepted(name: str, job_id: str) -> None:
-            self.claims.record(self.run.id, {"event": "steward", "name": name, "id": job_id})
-            logger.info("job %s looks next, as %s", job_id, name)
-
-        try:
-            self.backend.submit([job], accepted)
-        except QueueFullError as full:
-            logger.info("no room for the next steward: %s", str(full.output).strip())
-            return False
-        return True
-
-    def _may_fail(self, lanes: Lanes) -> Iterable[str]:
-        """Return the ids of the jobs of this lane that are under way."""
-        members = set(lanes.members(self.number))
-        for entry in self.watch.entries.values():
-            if entry.standing.job_name in members and entry.standing.job_id is not None:
-                yield entry.standing.job_id
 
     def close(self) -> None:
         """Let go of the backends."""

@@ -36,14 +36,13 @@ class Accepted:
         The ids of the jobs, by name, in the order of the run.
     stewards
         Those of the stewards.
-    heir
-        The name of the steward that hands over what was left; None if nothing was, or if there is
-        no such steward.
+    heirs
+        The ids of the stewards that hand over what was left: the first, and its second.
     """
 
     ids: dict[str, str] = field(default_factory=dict)
     stewards: dict[str, str] = field(default_factory=dict)
-    heir: str | None = None
+    heirs: tuple[str, ...] = ()
 
 
 class Submission:
@@ -59,6 +58,8 @@ class Submission:
         Its jobs, parents first.
     steward
         Whether stewards may be handed over.
+    attended
+        Whether a client is there: without one, nothing is handed over that has no steward.
     between
         Called after each job that was accepted: what else is to be done meanwhile.
     pause
@@ -73,6 +74,7 @@ class Submission:
         jobs: Sequence[Job],
         *,
         steward: bool = True,
+        attended: bool = True,
         between: Callable[[], None] = lambda: None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -81,6 +83,7 @@ class Submission:
         self._run = run
         self._jobs = jobs
         self._steward = steward
+        self._attended = attended
         self._between = between
         self._pause = pause
         self._ids: dict[str, str] = {}
@@ -92,7 +95,7 @@ class Submission:
         Raises
         ------
         QueueFullError
-            Not even one job was accepted. Nothing is left of it.
+            Not even one job was accepted, with whom it needs. Nothing is left of it.
         SubmissionError
             A job was refused. What had been accepted is cancelled.
         """
@@ -138,19 +141,18 @@ class Submission:
         if not self._steward:
             return Accepted(self._in_order())
         if len(self._ids) < len(self._jobs):
-            self._withdraw(self._lanes().count)
+            self._shrink(len(self._ids))
         for pause_s in _PAUSES_S:
             self._pause(pause_s)
-            lanes = self._lanes()
-            wanted = lanes.first_stewards(self._run.id, self._jobs[0], self._in_order())
+            wanted = self._lanes().stewards(self._run.id, self._jobs[0], self._in_order())
             try:
                 self._backend.submit(wanted, self._steward_accepted)
             except QueueFullError as full:
+                places = len(self._ids) + len(self._stewards)
                 # The ones that were accepted may wait for a job that is now to make room.
                 self._backend.cancel(list(self._stewards.values()))
-                missing = len(wanted) - len(self._stewards)
                 self._stewards.clear()
-                self._withdraw(max(missing, 1), because=full)
+                self._shrink(places, because=full)
             except SubmissionError as refusal:
                 logger.warning(
                     "run %s: its steward was refused, so what fails is repeated only while a "
@@ -159,32 +161,55 @@ class Submission:
                 )  # fmt: skip
                 break
             else:
+                self._submit_seconds(wanted)
                 break
         else:
-            logger.warning(
-                "run %s: there is no room for its stewards in the queue, so what fails is "
-                "repeated, and the rest handed over, only while a client is there",
-                self._run.id,
-            )
+            self._without_stewards()
         lanes = self._lanes()
-        numbers = {name: int(name.rpartition("-")[2]) for name in self._stewards}
-        heir = next((name for name, n in numbers.items() if lanes.hands_over(n)), None)
-        return Accepted(self._in_order(), dict(self._stewards), heir)
+        numbers = {job_id: int(n.rpartition("-")[2]) for n, job_id in self._stewards.items()}
+        heirs = tuple(job_id for job_id, n in numbers.items() if lanes.hands_over(n))
+        return Accepted(self._in_order(), dict(self._stewards), heirs)
+
+    def _submit_seconds(self, stewards: Sequence[Job]) -> None:
+        """Submit those who stand by for the stewards, as far as there is room."""
+        try:
+            seconds = self._lanes().seconds(self._run.id, stewards)
+            self._backend.submit(seconds, self._steward_accepted)
+        except SubmissionError as refusal:
+            logger.info(
+                "run %s: nobody stands by for its stewards: %s",
+                self._run.id, str(refusal.output).strip(),
+            )  # fmt: skip
+
+    def _without_stewards(self) -> None:
+        if not self._attended:
+            raise QueueFullError(1, [], "there is no room for stewards, and no client is there")
+        logger.warning(
+            "run %s: there is no room for its stewards in the queue, so what fails is repeated, "
+            "and the rest handed over, only while a client is there",
+            self._run.id,
+        )
 
     def _steward_accepted(self, name: str, job_id: str) -> None:
         self._stewards[name] = job_id
         self._claims.record(self._run.id, {"event": "steward", "name": name, "id": job_id})
 
-    def _lanes(self) -> Lanes:
-        repeatable = (job.name for job in self._jobs if job.repeatable and job.name in self._ids)
-        return Lanes(tuple(repeatable), left=len(self._ids) < len(self._jobs))
+    def _lanes(self, count: int | None = None) -> Lanes:
+        """Return the lanes of what was accepted, or of so many jobs of that."""
+        names = list(self._in_order())[:count]
+        repeatable = tuple(job.name for job in self._jobs if job.repeatable)
+        kept = tuple(name for name in repeatable if name in set(names))
+        return Lanes(kept, left=len(names) < len(self._jobs), accepted=len(names))
 
     def _in_order(self) -> dict[str, str]:
         return {job.name: self._ids[job.name] for job in self._jobs if job.name in self._ids}
 
-    def _withdraw(self, count: int, *, because: QueueFullError | None = None) -> None:
-        """Cancel the last jobs: nothing that was accepted waits for these."""
-        names = list(self._in_order())[-count:]
-        if len(names) == len(self._ids):
+    def _shrink(self, places: int, *, because: QueueFullError | None = None) -> None:
+        """Cancel the last jobs, for which nothing waits: the others fit with their stewards."""
+        names = list(self._in_order())
+        kept = len(names)
+        while kept and (kept == len(names) or kept + self._lanes(kept).places > places):
+            kept -= 1
+        if not kept:
             raise because or QueueFullError(1, [], "there is no room for jobs and their steward")
-        self._backend.cancel([self._ids.pop(name) for name in names])
+        self._backend.cancel([self._ids.pop(name) for name in names[kept:]])
