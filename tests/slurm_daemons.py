@@ -32,6 +32,20 @@ def start_controller() -> None:
     subprocess.run([str(_SCRIPTS / "slurm-up")], check=True, capture_output=True, timeout=300)
 
 
+def resume_nodes() -> None:
+    """Do what an administrator does after a crash: return nodes that Slurm has drained.
+
+    A controller that forgot that it had started a job starts it again; the node refuses a second
+    copy, and is drained for that.
+    """
+    argv = ["sinfo", "-h", "-N", "-o", "%N %t"]
+    rows = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+    drained = {row.split()[0] for row in rows.splitlines() if row.split()[1].startswith("dr")}
+    if drained:
+        argv = ["scontrol", "update", f"NodeName={','.join(sorted(drained))}", "State=RESUME"]
+        subprocess.run(argv, check=False, capture_output=True, timeout=60)
+
+
 @contextlib.contextmanager
 def controller_down(*, kill: bool = False) -> Iterator[None]:
     """Be without slurmctld for a while."""

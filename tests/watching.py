@@ -39,6 +39,7 @@ class Queue:
         self.states: dict[str, JobStatus] = {}
         self.reruns: list[tuple[str, Mapping[str, Any], Mapping[str, Sequence[str]]]] = []
         self.cancels: list[list[str]] = []
+        self.releases: list[list[str]] = []
         self.polls = 0
         self.outage: Exception | None = None
         self.refusal: Exception | None = None
@@ -56,7 +57,8 @@ class Queue:
             self.states[job_id] = JobStatus(job_id, JobState.WAITING)
             accepted(job.name, job_id)
 
-    def release(self, job_ids: Sequence[str]) -> None: ...
+    def release(self, job_ids: Sequence[str]) -> None:
+        self.releases.append(list(job_ids))
 
     def rerun(self, job: Job, job_id: str, dependents: Mapping[str, Sequence[str]]) -> str:
         if self.refusal is not None:
