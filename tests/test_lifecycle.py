@@ -137,3 +137,41 @@ def test_samples_keep_their_pairing_over_hash_seeds(tmp_path: Path) -> None:
     assert len({value for _, value in every}) == 8
     # Another script that asks for one alone gets the first: that is documented.
     assert eval(clients.run(ONE="0")) == every[0]
+
+
+STOPPED = """
+import signal
+from dask_batch.cache.claims import Claims
+
+if os.environ.get("STOP"):
+    accepted = Claims.record_job
+
+    def stopped(*args):
+        os.kill(os.getpid(), signal.SIGSTOP)
+        accepted(*args)
+
+    Claims.record_job = stopped
+"""
+
+
+def test_an_interrupt_while_another_client_hands_over_ends_the_wait(tmp_path: Path) -> None:
+    clients = Clients(tmp_path, "local", STOPPED + SEVENTEEN)
+    first = clients.start(STOP="1")
+    second = None
+    try:
+        state = Path(f"/proc/{first.pid}/stat")
+        poll(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", 60, "the claims")
+        second = clients.start()
+        assert first_line(clients, second) == "computing\n"
+        time.sleep(1.0)  # whether it waits already makes no difference
+        second.send_signal(signal.SIGINT)
+        _, err = second.communicate(timeout=20)
+        assert second.returncode == -signal.SIGINT
+        assert "come back to them" in err
+        assert "nothing handed over" in err
+    finally:
+        first.send_signal(signal.SIGCONT)
+        first.communicate(timeout=60)
+        if second is not None:
+            second.kill()
+    assert clients.bodies() == ONCE

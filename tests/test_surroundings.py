@@ -31,3 +31,10 @@ def test_the_callers_environment_is_left_alone() -> None:
     said: dict[str, str] = {}
     Surroundings.current(said)
     assert said == {}
+
+
+def test_a_job_does_not_pass_on_what_makes_it_a_job() -> None:
+    own = {"DASK_BATCH_JOB_ID": "7", "DASK_BATCH_BACKEND": "slurm", "DASK_BATCH_CHECKPOINTS": "/c"}
+    taken = Surroundings.current({**own, "MINE": "1"}).environment
+    assert taken.items() >= {"MINE": "1"}.items()
+    assert not own.keys() & taken.keys()

@@ -25,7 +25,7 @@ from dask_batch.backlog import Backlog
 from dask_batch.cache.store import Cache
 from dask_batch.errors import BackendError, SubmissionError
 from dask_batch.future import BatchFuture
-from dask_batch.handover import Handed, HandOver
+from dask_batch.handover import Handed, HandOver, Interrupted
 from dask_batch.preparation import PreparedJob
 from dask_batch.request import Request, refused, still_wanted
 from dask_batch.watch import Watch
@@ -41,6 +41,8 @@ _GATHER_S = 0.01
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_ending = threading.Event()
+"""Set when the interpreter ends: what an engine thread meets with then is nobody's concern."""
 
 
 @atexit.register
@@ -48,6 +50,7 @@ def _hand_over_the_rest() -> None:
     """Hand over what was asked for in the last moments of a script that just ends."""
     for engine in list(_engines):
         engine.flush()
+    _ending.set()
 
 
 class Engine:
@@ -75,7 +78,9 @@ class Engine:
         self._closing = False
         self._thread: threading.Thread | None = None
         self._between_looks = 0.0
+        self._leaving = False
         hand_over.between = self._between
+        hand_over.meanwhile = self._meanwhile
         watch.given_up = self._given_up
         _engines.add(self)
 
@@ -104,6 +109,24 @@ class Engine:
             while (self._requests or self._busy or self._unguarded) and self._alive():
                 self._changed.wait(1.0)
 
+    def leave(self) -> None:
+        """Return when nothing is half handed over; do not wait for others to hand theirs over.
+
+        What could not be handed over for that is given up.
+        """
+        with self._changed:
+            self._leaving = True
+            self._changed.notify_all()
+            while (self._requests or self._busy) and self._alive():
+                self._changed.wait(1.0)
+
+    def _meanwhile(self) -> None:
+        """Look after what is under way while others hand theirs over; heed what is asked for."""
+        with self._changed:
+            if self._commands or self._leaving:
+                raise Interrupted
+        self._between()
+
     @property
     def _unguarded(self) -> bool:
         return bool(self._backlog) and not self._backlog.guarded
@@ -116,7 +139,7 @@ class Engine:
     def cancel_waiting(self) -> None:
         """Cancel every task whose job has not started; return when that is done."""
         with self._changed:
-            while (self._requests or self._busy) and self._alive():
+            while (self._requests or self._busy) and self._alive() and not self._hand_over.waiting:
                 self._changed.wait(1.0)
         self._command(self._cancel_waiting, wait=True)
 
@@ -150,10 +173,15 @@ class Engine:
     def _command(self, command: Callable[[], None], *, wait: bool = False) -> None:
         """Have something done in the engine's thread."""
         done = threading.Event()
+        failed: list[Exception] = []
 
         def run() -> None:
             try:
                 command()
+            except Exception as error:
+                # The batch system cannot be reached, or the cache: the jobs are followed on.
+                logger.warning("what was asked for could not be done: %s", error)
+                failed.append(error)
             finally:
                 done.set()
 
@@ -166,6 +194,8 @@ class Engine:
         if wait and threading.current_thread() is not self._thread:
             while not done.wait(1.0) and self._alive():
                 pass
+            if failed:
+                raise failed[0]
 
     def _alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -183,7 +213,10 @@ class Engine:
             while self._take_turn():
                 pass
         except BaseException as error:
-            logger.exception("the engine failed; the jobs that it handed over go on")
+            if _ending.is_set():
+                logger.info("this process ends; the jobs that it handed over go on")
+            else:
+                logger.exception("the engine failed; the jobs that it handed over go on")
             self._break(error)
         finally:
             self._hand_over.standings.close()
@@ -244,6 +277,7 @@ class Engine:
     def _between(self) -> None:
         """Look after what is under way while a long hand-over goes on."""
         if self._watch.entries and time.monotonic() >= self._between_looks:
+            self._between_looks = float("inf")  # a look that waits itself looks no more
             self._watch.look()
             self._between_looks = time.monotonic() + max(self._watch.look_s, _BETWEEN_S)
 
@@ -279,6 +313,9 @@ class Engine:
             pending = {key: entry.standing for key, entry in self._watch.entries.items()}
             try:
                 handed = self._hand_over(jobs, pending)
+            except Interrupted:
+                self._put_off(requests)
+                return
             except SubmissionError as error:
                 requests = refused(requests, error)
             except Exception as error:
@@ -292,6 +329,15 @@ class Engine:
                 self._begin(requests, jobs, handed)
                 return
         self._backlog.forget()
+
+    def _put_off(self, requests: list[Request]) -> None:
+        """Hand requests over after what has been asked for, or not at all."""
+        if not self._leaving:
+            with self._changed:
+                self._requests = [*requests, *self._requests]
+            return
+        for request in requests:
+            request.cancel()
 
     def _begin(self, requests: list[Request], jobs: list[PreparedJob], handed: Handed) -> None:
         """Follow what is under way, resolve what is there."""

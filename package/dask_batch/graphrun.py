@@ -147,7 +147,10 @@ class GraphRun:
         said = f"{tasks} task(s): {self._prepared.hits} in the cache"
         handed = self._handed
         if handed is None:
-            return said
+            return (
+                f"{said}, nothing handed over: another client is handing over the same tasks. Run "
+                "the same again to come back to them."
+            )
         submitted = handed.submitted
         joined = len(handed.under_way) - len(submitted)
         if joined > 0:
@@ -169,5 +172,5 @@ class GraphRun:
     def farewell(self) -> str:
         """Return what to say when the one who waits leaves."""
         if self._handed is None:
-            self._engine.flush()
+            self._engine.leave()
         return f"no longer waiting. {self._summary()}"

@@ -20,11 +20,12 @@ over as a run of its own: this client, a steward, or another client that needs i
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dask_batch.backends.base import Backend
 from dask_batch.cache import attempts
@@ -36,11 +37,16 @@ from dask_batch.reread import definition_path
 from dask_batch.standing import Standing, Standings, log_stem
 from dask_batch.submission import Submission
 
-__all__ = ["HandOver", "Handed"]
+__all__ = ["HandOver", "Handed", "Interrupted"]
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
+_T = TypeVar("_T")
+
+
+class Interrupted(BaseException):
+    """A hand-over that waited for others has been interrupted: nothing of it is left."""
 
 
 @dataclass(slots=True)
@@ -89,6 +95,10 @@ class HandOver:
     ----------
     between
         Called after each job that was accepted: what else is to be done meanwhile.
+    meanwhile
+        Called again and again while others are waited for; may raise :class:`Interrupted`.
+    waiting
+        Whether others are waited for.
     """
 
     def __init__(
@@ -104,6 +114,10 @@ class HandOver:
         self.claims = standings.claims
         self.backend: Backend = standings.backend
         self.between: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.waiting = False
+        self._planning = False
+        standings.between = self._waits
         self._common = common
         self._steward = steward
         self._attended = attended
@@ -126,7 +140,7 @@ class HandOver:
             A result that a job needs has vanished from the cache.
         """
         while True:
-            plan = self._plan(jobs, pending)
+            plan = self._awaited(functools.partial(self._plan, jobs, pending))
             if not plan.needed:
                 return Handed(plan.under_way)
             run = run_of(plan.needed, self.backend.name)
@@ -145,7 +159,21 @@ class HandOver:
                 self._abort(run, "it could not be handed over")
                 raise
             self._abort(run, f"run {other.run.id} was first")
-            self.standings.settled(other.run)
+            self._awaited(functools.partial(self.standings.settled, other.run))
+
+    def _awaited(self, look: Callable[[], _T]) -> _T:
+        """Return what a look finds that may wait for others, and may be interrupted."""
+        self._planning = True
+        try:
+            return look()
+        finally:
+            self._planning = self.waiting = False
+
+    def _waits(self) -> None:
+        """Do what is to be done while others are waited for; nothing is half handed over then."""
+        if self._planning:
+            self.waiting = True
+            self.meanwhile()
 
     # ---- what has to run -------------------------------------------------------------------
 
@@ -232,6 +260,7 @@ class HandOver:
         waiting = strangers.keys() & needed
         while waiting:
             time.sleep(_LOOK_S)
+            self._waits()
             done = self.cache.present(waiting)
             ended = attempts.ended(self.cache, {k: strangers[k].generation for k in waiting})
             for key in done | ended:

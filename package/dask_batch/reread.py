@@ -16,7 +16,6 @@ from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
 from dask_batch.config import client_environment
 from dask_batch.errors import MissingEntryError
-from dask_batch.job.surroundings import JOB_VARIABLE
 from dask_batch.preparation import PreparedJob
 from dask_batch.standing import log_stem
 from dask_batch.surroundings import Surroundings
@@ -146,8 +145,5 @@ def _prepared(definition: Definition, environment: Mapping[str, str]) -> Prepare
 
 
 def _environment() -> Mapping[str, str]:
-    """Return this process's environment, without what makes it a job, if it is one."""
-    environment = client_environment()
-    for name in ("DASK_BATCH_BACKEND", JOB_VARIABLE):
-        environment.pop(name, None)
-    return Surroundings.current(environment).environment
+    """Return this process's environment, made fit for jobs."""
+    return Surroundings.current(client_environment()).environment

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dask_batch.job.surroundings import CHECKPOINT_VARIABLE, JOB_VARIABLE
+
 __all__ = ["Surroundings"]
+
+_OF_A_JOB = frozenset({"DASK_BATCH_BACKEND", CHECKPOINT_VARIABLE, JOB_VARIABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,11 @@ class Surroundings:
         Strings hash alike in all jobs, as they do in all tasks of one process: functions may rely
         on it, to sort values into groups for example. The seed is the same for every client, since
         results of one may meet those of another, whatever their own seeds are.
+
+        A job that hands over others does not pass on what makes it a job: theirs is their own.
         """
-        environment = {**environment, "PYTHONHASHSEED": "0"}
+        kept = {name: value for name, value in environment.items() if name not in _OF_A_JOB}
+        environment = {**kept, "PYTHONHASHSEED": "0"}
         if "PYTHONPATH" in environment:
             environment["PYTHONPATH"] = _without_here(environment["PYTHONPATH"])
         return cls(
