@@ -66,3 +66,14 @@ def settings(**variables: str) -> Iterator[None]:
         yield
     finally:
         start_controller()
+
+
+@contextlib.contextmanager
+def wrecked() -> Iterator[None]:
+    """Leave a Slurm whose controller was killed as if new: no ghosts, no drained nodes."""
+    require_ours()
+    try:
+        yield
+    finally:
+        argv = [str(_SCRIPTS / "slurm-up"), "--reset"]
+        subprocess.run(argv, check=True, capture_output=True, timeout=300)

@@ -65,6 +65,7 @@ def handed_over(clients: Clients) -> bool:
     return bool(list(clients.cache.glob("runs/*.settled")))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("backend", "resources"),
     [
