@@ -168,10 +168,12 @@ class Steward:
 
     def _look(self) -> None:
         """Look until nothing more can be concluded now."""
+        self.watch.guarded.add(self.run.id)
         before = set(self.watch.entries)
         while self.watch.entries and self._clock() < self._deadline:
             self.watch.look()
-            if all(self._rests(entry) for entry in self.watch.entries.values()):
+            resting = all(self._rests(entry) for entry in self.watch.entries.values())
+            if resting and not self.watch.ghosts.suspected:
                 break
             self.backend.wait(max(self.watch.look_s, self.watch.not_before - time.monotonic()))
         ended = before - self.watch.entries.keys()
