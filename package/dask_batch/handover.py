@@ -22,17 +22,16 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dask_batch.backends.base import Backend
-from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claim, Run, RunLog
+from dask_batch.cache.claims import Claim, Run
 from dask_batch.defining import Plan, define, jobs_of, run_of
-from dask_batch.errors import MissingEntryError, QueueFullError, SubmissionError
+from dask_batch.errors import QueueFullError, SubmissionError
 from dask_batch.packing import PreparedJob
+from dask_batch.planning import Planning
 from dask_batch.reread import definition_path
 from dask_batch.standing import Standing, Standings, log_stem
 from dask_batch.submission import Submission
@@ -41,7 +40,6 @@ __all__ = ["HandOver", "Handed", "Interrupted"]
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.5
 _T = TypeVar("_T")
 
 
@@ -118,6 +116,7 @@ class HandOver:
         self.waiting = False
         self._planning = False
         standings.between = self._waits
+        self._plan = Planning(standings, self._waits)
         self._common = common
         self._steward = steward
         self._attended = attended
@@ -174,98 +173,6 @@ class HandOver:
         if self._planning:
             self.waiting = True
             self.meanwhile()
-
-    # ---- what has to run -------------------------------------------------------------------
-
-    def _plan(self, jobs: Sequence[PreparedJob], pending: Mapping[str, Standing]) -> Plan:
-        """Go from the wanted jobs downwards and stop at what is there or under way."""
-        by_key = {job.key: job for job in jobs}
-        plan = Plan([], {}, {})
-        needed: set[str] = set()
-        seen: set[str] = set()
-        level = {job.key for job in jobs if job.wanted}
-        while level:
-            seen |= level
-            plan.under_way.update((key, pending[key]) for key in level & pending.keys())
-            open_keys = level - pending.keys()
-            open_keys -= self.cache.present(open_keys)
-            left = self._left(open_keys)
-            survey = self.standings.survey(open_keys - left.keys())
-            plan.under_way.update(survey.alive)
-            plan.generations.update(survey.generations)
-            plan.generations.update(left)
-            open_keys -= survey.alive.keys()
-            # A job may have published between the two looks.
-            open_keys -= self.cache.present(open_keys)
-            self._refuse_vanished(open_keys - by_key.keys())
-            needed |= open_keys
-            level = {key for k in open_keys for key in by_key[k].inputs} - seen
-        plan.needed = [job for job in jobs if job.key in needed]
-        plan.under_way.update(self._above(plan, by_key, seen | pending.keys()))
-        self._await_strangers(plan)
-        return plan
-
-    def _above(
-        self, plan: Plan, by_key: Mapping[str, PreparedJob], seen: set[str]
-    ) -> dict[str, Standing]:
-        """Return the jobs that those under way wait for, whatever has become of them.
-
-        Their own client may have gone. If one of them has failed, it is to be repeated, or what
-        waits for it is to be told: else that would wait for ever.
-        """
-        found: dict[str, Standing] = {}
-        logs: dict[str, RunLog] = {}
-        seen = set(seen)
-        level = set(plan.under_way)
-        while level:
-            above = {key for k in level & by_key.keys() for key in by_key[k].inputs} - seen
-            seen |= above
-            level = above - self.cache.present(above)
-            for claim in filter(None, map(self.claims.current, sorted(level))):
-                log = logs.get(claim.run.id) or self.claims.log(claim.run.id)
-                logs[claim.run.id] = log
-                if claim.job_name in log.ids and not log.aborted:
-                    found[claim.key] = self.standings.standing(claim, log.ids[claim.job_name])
-        return found
-
-    def _left(self, keys: set[str]) -> dict[str, int]:
-        """Return the generation of each key whose claim is on a job that was never accepted."""
-        claims = [claim for key in keys if (claim := self.claims.current(key)) is not None]
-        logs = {run_id: self.claims.log(run_id) for run_id in {claim.run.id for claim in claims}}
-        return {
-            claim.key: claim.generation
-            for claim in claims
-            if claim.job_name in logs[claim.run.id].left and logs[claim.run.id].settled
-        }
-
-    def _refuse_vanished(self, keys: set[str]) -> None:
-        if keys:
-            raise MissingEntryError(
-                f"{len(keys)} result(s) that these tasks need have vanished from "
-                f"{self.cache.path}, {min(keys)[:12]} among them: compute again"
-            )
-
-    def _await_strangers(self, plan: Plan) -> None:
-        """Wait for results of jobs that our batch system cannot wait for.
-
-        A job on another backend has no id that ours could depend on, so what needs its result is
-        handed over once it is there.
-        """
-        strangers = {
-            key: standing
-            for key, standing in plan.under_way.items()
-            if standing.backend != self.backend.name or standing.job_id is None
-        }
-        needed = {key for job in plan.needed for key in job.inputs}
-        waiting = strangers.keys() & needed
-        while waiting:
-            time.sleep(_LOOK_S)
-            self._waits()
-            done = self.cache.present(waiting)
-            ended = attempts.ended(self.cache, {k: strangers[k].generation for k in waiting})
-            for key in done | ended:
-                del plan.under_way[key]
-            waiting -= done | ended
 
     # ---- claims ----------------------------------------------------------------------------
 

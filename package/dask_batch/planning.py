@@ -1,0 +1,126 @@
+"""What of some jobs has to be handed over, and what stands already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from dask_batch.cache import attempts
+from dask_batch.cache.claims import RunLog
+from dask_batch.defining import Plan
+from dask_batch.errors import MissingEntryError
+from dask_batch.packing import PreparedJob
+from dask_batch.standing import Standing, Standings
+
+__all__ = ["Planning"]
+
+_LOOK_S = 0.5
+
+
+class Planning:
+    """Plans hand-overs.
+
+    Parameters
+    ----------
+    standings
+        The cache, the claims and the backend.
+    waiting
+        Called again and again while others are waited for.
+    """
+
+    def __init__(self, standings: Standings, waiting: Callable[[], None]) -> None:
+        self.standings = standings
+        self.cache = standings.cache
+        self.claims = standings.claims
+        self._waiting = waiting
+
+    def __call__(self, jobs: Sequence[PreparedJob], pending: Mapping[str, Standing]) -> Plan:
+        """Go from the wanted jobs downwards and stop at what is there or under way.
+
+        Parameters
+        ----------
+        jobs
+            In an order in which parents come first.
+        pending
+            The jobs that this client follows already, by key.
+
+        Raises
+        ------
+        MissingEntryError
+            A result that a job needs has vanished from the cache.
+        """
+        by_key = {job.key: job for job in jobs}
+        plan = Plan([], {}, {})
+        needed: set[str] = set()
+        seen: set[str] = set()
+        level = {job.key for job in jobs if job.wanted}
+        while level:
+            seen |= level
+            plan.under_way.update((key, pending[key]) for key in level & pending.keys())
+            open_keys = level - pending.keys()
+            open_keys -= self.cache.present(open_keys)
+            survey = self.standings.survey(open_keys)
+            plan.under_way.update(survey.alive)
+            plan.generations.update(survey.generations)
+            open_keys -= survey.alive.keys()
+            # A job may have published between the two looks.
+            open_keys -= self.cache.present(open_keys)
+            self._refuse_vanished(open_keys - by_key.keys())
+            needed |= open_keys
+            level = {key for k in open_keys for key in by_key[k].inputs} - seen
+        plan.needed = [job for job in jobs if job.key in needed]
+        plan.under_way.update(self._above(plan, by_key, seen | pending.keys()))
+        self._await_strangers(plan)
+        return plan
+
+    def _above(
+        self, plan: Plan, by_key: Mapping[str, PreparedJob], seen: set[str]
+    ) -> dict[str, Standing]:
+        """Return the jobs that those under way wait for, whatever has become of them.
+
+        Their own client may have gone. If one of them has failed, it is to be repeated, or what
+        waits for it is to be told: else that would wait for ever.
+        """
+        found: dict[str, Standing] = {}
+        logs: dict[str, RunLog] = {}
+        seen = set(seen)
+        level = set(plan.under_way)
+        while level:
+            above = {key for k in level & by_key.keys() for key in by_key[k].inputs} - seen
+            seen |= above
+            level = above - self.cache.present(above)
+            for claim in filter(None, map(self.claims.current, sorted(level))):
+                log = logs.get(claim.run.id) or self.claims.log(claim.run.id)
+                logs[claim.run.id] = log
+                if claim.job_name in log.ids and not log.aborted:
+                    found[claim.key] = self.standings.standing(claim, log.ids[claim.job_name])
+        return found
+
+    def _refuse_vanished(self, keys: set[str]) -> None:
+        if keys:
+            raise MissingEntryError(
+                f"{len(keys)} result(s) that these tasks need have vanished from "
+                f"{self.cache.path}, {min(keys)[:12]} among them: compute again"
+            )
+
+    def _await_strangers(self, plan: Plan) -> None:
+        """Wait for results of jobs that our batch system cannot wait for.
+
+        A job on another backend has no id that ours could depend on, so what needs its result is
+        handed over once it is there.
+        """
+        strangers = {
+            key: standing
+            for key, standing in plan.under_way.items()
+            if standing.backend != self.standings.backend.name or standing.job_id is None
+        }
+        needed = {key for job in plan.needed for key in job.inputs}
+        waiting = strangers.keys() & needed
+        while waiting:
+            time.sleep(_LOOK_S)
+            self._waiting()
+            done = self.cache.present(waiting)
+            ended = attempts.ended(self.cache, {k: strangers[k].generation for k in waiting})
+            for key in done | ended:
+                del plan.under_way[key]
+            waiting -= done | ended
