@@ -23,11 +23,10 @@ from pathlib import Path
 from dask_batch.backends.base import Backend
 from dask_batch.backlog import Backlog
 from dask_batch.cache.store import Cache
-from dask_batch.errors import BackendError, SubmissionError
 from dask_batch.future import BatchFuture
-from dask_batch.handover import Handed, HandOver, Interrupted
-from dask_batch.preparation import PreparedJob
-from dask_batch.request import Request, refused, still_wanted
+from dask_batch.handover import HandOver, Interrupted
+from dask_batch.intake import Intake
+from dask_batch.request import Request
 from dask_batch.watch import Watch
 
 __all__ = ["Engine"]
@@ -70,8 +69,8 @@ class Engine:
         self._hand_over = hand_over
         self._watch = watch
         self._backlog = Backlog(watch, hand_over.standings)
+        self._take_in = Intake(hand_over, watch, self._backlog)
         self._requests: list[Request] = []
-        self._stewards: list[str] = []
         self._commands: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._busy = False
@@ -242,7 +241,7 @@ class Engine:
                 self._backlog.join(requests)
                 requests = []
             if requests:
-                self._take(requests, again=again)
+                self._put_off(self._take_in(requests, again=again))
             for command in commands:
                 command()
         finally:
@@ -301,35 +300,6 @@ class Engine:
 
     # ---- hand-over -------------------------------------------------------------------------
 
-    def _take(self, requests: list[Request], *, again: bool) -> None:
-        """Hand over the jobs of some requests; a refused one does not take the others along.
-
-        Of what is handed over ``again``, some jobs are under way: a batch system that gives no
-        answer just now must not end the rest.
-        """
-        requests = still_wanted(requests)
-        while requests:
-            jobs = list({job.key: job for request in requests for job in request.jobs}.values())
-            pending = {key: entry.standing for key, entry in self._watch.entries.items()}
-            try:
-                handed = self._hand_over(jobs, pending)
-            except Interrupted:
-                self._put_off(requests)
-                return
-            except SubmissionError as error:
-                requests = refused(requests, error)
-            except Exception as error:
-                if again and isinstance(error, BackendError):
-                    self._backlog.put_back(requests, error)
-                    return
-                for request in requests:
-                    request.fail(error)
-                requests = []
-            else:
-                self._begin(requests, jobs, handed)
-                return
-        self._backlog.forget()
-
     def _put_off(self, requests: list[Request]) -> None:
         """Hand requests over after what has been asked for, or not at all."""
         if not self._leaving:
@@ -338,32 +308,6 @@ class Engine:
             return
         for request in requests:
             request.cancel()
-
-    def _begin(self, requests: list[Request], jobs: list[PreparedJob], handed: Handed) -> None:
-        """Follow what is under way, resolve what is there."""
-        functions = {job.key: job.function for job in jobs}
-        submitted = set(handed.submitted)
-        joined: dict[str, list[str]] = {}
-        for key, standing in handed.under_way.items():
-            ours = standing.job_id in submitted
-            if not ours and key not in self._watch.entries:
-                joined.setdefault(standing.run_id, []).append(key)
-            self._watch.add(standing, functions.get(key, ""), ours=ours)
-        for run_id, keys in joined.items():
-            self._watch.followers.follow(run_id, keys)
-        for job in jobs:
-            self._watch.link(job.key, job.inputs)
-        self._stewards += handed.stewards
-        for request in requests:
-            if request.told is not None:
-                request.told(handed)
-            begun = request.part(request.keys - set(handed.left))
-            if begun.observe is not None:
-                for job in begun.jobs:
-                    self._watch.observe(job.key, begun.observe)
-            for future in begun.futures:
-                self._watch.attach(future)
-        self._backlog.put(requests, handed)
 
     def _given_up(self, run_id: str, error: BaseException) -> None:
         """Hand over nothing more of a graph whose first jobs have all died of one cause."""
@@ -384,7 +328,7 @@ class Engine:
         """Cancel what is under way and what has not been handed over."""
         self._cancel_unsubmitted()
         self._watch.cancel(waiting_only=False)
-        self._backlog.dismiss(self._stewards)
+        self._backlog.dismiss(self._take_in.stewards)
 
     def _cancel_unsubmitted(self) -> None:
         with self._changed:
