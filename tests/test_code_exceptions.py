@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import json
 import pickle
 from typing import Any
@@ -91,7 +92,8 @@ def test_an_exception_may_hold_itself() -> None:
     assert back.itself is back
 
 
-def test_what_python_restores_itself_is_left_to_it() -> None:
+def test_what_python_restores_itself_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(copyreg.dispatch_table, ValueError, raising=False)  # tblib's, if any
     assert pickling.dumps(ValueError("x")).data == pickle.dumps(ValueError("x"), 5)
 
 
@@ -153,3 +155,17 @@ def test_an_exception_with_large_arrays_is_described() -> None:
     fields = described(error)
     assert "exception" not in fields
     assert "bytes" in fields["exception_lost"]
+
+
+def test_what_tblib_registers_for_all_exceptions_is_passed_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lossy(error: BaseException) -> Any:
+        return type(error).__new__, (type(error),)
+
+    lossy.__module__ = "tblib.pickling_support"
+    monkeypatch.setitem(copyreg.dispatch_table, UnicodeDecodeError, lossy)
+    monkeypatch.setitem(copyreg.dispatch_table, TwoPartError, lossy)
+    error = UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")
+    assert str(journey(error)) == str(error)
+    assert journey(TwoPartError(7, "bad luck")).args == TwoPartError(7, "bad luck").args

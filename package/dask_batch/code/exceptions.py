@@ -3,11 +3,17 @@
 Pickle makes an exception again by calling its class with ``args``. These are what reached
 ``Exception.__init__``, which need not be what the class is called with: a class of two parameters
 that passes on one message would fail to be made, or be made with another message.
+
+Where tblib is installed, Dask's multiprocessing scheduler has it register a reduction of its own
+for every exception. That loses what C keeps of an exception, and needs tblib to be read: it is
+passed by.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copyreg
+import pickle
 from typing import Any
 
 __all__ = ["reduce_exception", "restore"]
@@ -20,6 +26,9 @@ def reduce_exception(error: BaseException) -> Any:
     kind = type(error)
     own = kind.__reduce__ is not BaseException.__reduce__
     if own or kind.__reduce_ex__ is not object.__reduce_ex__ or not _has_constructor(kind):
+        registered = copyreg.dispatch_table.get(kind)
+        if getattr(registered, "__module__", "") == "tblib.pickling_support":
+            return error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         return NotImplemented
     return restore, (kind, error.args), vars(error) or None
 
