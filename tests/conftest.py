@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,13 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the tests away from the user's own configuration, which ours would be laid beside."""
+    # What was started in the background, or by nohup, ignores these, and so would all clients.
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     os.environ["DASK_CONFIG"] = tempfile.mkdtemp(prefix="dask-config-")
     # A queue of the session's own: whose CPUs nobody else's jobs take up.
     os.environ["DASK_BATCH_QUEUE_DIR"] = tempfile.mkdtemp(prefix="dask-batch-queue-")

@@ -147,6 +147,7 @@ if os.environ.get("STOP"):
     accepted = Claims.record_job
 
     def stopped(*args):
+        Claims.record_job = accepted  # once is enough
         os.kill(os.getpid(), signal.SIGSTOP)
         accepted(*args)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dask_batch.backends import logs
 from dask_batch.backends.base import JobState
 from dask_batch.backends.slurm import patience
 from dask_batch.backends.slurm.backend import SlurmBackend
@@ -302,7 +304,8 @@ def test_a_plain_user_may_do_all_of_it(cluster, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: user.pw_uid)
     shutil.copy(os.environ["SLURM_CONF"], folder / "slurm.conf")
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-    # Scripts are written by root here, for their owner alone.
+    # Scripts and logs are made by root here, for their owner alone.
+    monkeypatch.setattr(logs, "prepare", functools.partial(_prepare_for, user, logs.prepare))
     monkeypatch.setattr(
         "dask_batch.backends.slurm.submission.write_script",
         lambda job, script: _script_for(user, own.logs / f"{job.index}.sh", script),
@@ -320,6 +323,12 @@ def test_a_plain_user_may_do_all_of_it(cluster, monkeypatch):
         assert (seen["MinMemoryNode"], seen["TimeLimit"]) == ("512M", "00:10:00")
     finally:
         shutil.rmtree(folder)
+
+
+def _prepare_for(user, prepare, job):
+    prepare(job)
+    for path in job.log_directory.glob(f"{job.index}.*"):
+        os.chown(path, user.pw_uid, user.pw_gid)
 
 
 def _run_as(user, path, program):
