@@ -12,7 +12,7 @@ MOUNTINFO = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 23 22 0:21 / /dev/shm rw,nosuid shared:2 - tmpfs tmpfs rw
 24 22 0:22 / /home rw shared:3 - nfs4 server:/home rw
-25 22 0:23 / /work rw shared:4 - lustre 10.0.0.1@o2ib:/work rw
+25 22 0:23 / /lustre rw shared:4 - lustre 10.0.0.1@o2ib:/work rw
 26 22 0:24 / /tmp/shared rw - nfs server:/tmp rw
 27 22 0:25 / /mnt/with\040blank rw - tmpfs tmpfs rw
 28 24 0:26 / /home/me/ram rw - ramfs ramfs rw
@@ -24,7 +24,7 @@ a line of another shape
     ("path", "said"),
     [
         ("/home/me/cache", ""),
-        ("/work/me/cache", ""),
+        ("/lustre/me/cache", ""),
         ("/data/cache", ""),  # a disk: perhaps of the server itself
         ("/tmp/cache", "each machine has a /tmp of its own"),
         ("/var/tmp/cache", "each machine has a /var/tmp of its own"),
@@ -43,7 +43,7 @@ def test_local_folders_are_told_from_those_that_may_be_shared(path: str, said: s
 
 def test_the_inside_of_a_container_is_not_shared() -> None:
     text = "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /data rw - nfs4 server:/ rw\n"
-    assert "container" in why_not_shared(Path("/root/cache"), mountinfo=text)
+    assert "container" in why_not_shared(Path("/home/cache"), mountinfo=text)
     assert why_not_shared(Path("/data/cache"), mountinfo=text) == ""
 
 
