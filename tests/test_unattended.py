@@ -34,13 +34,13 @@ def slow(name, parent):
 def graph():
     task = dask.delayed(body)
     with dask.annotate(retries=2):
-        roots = [task(f"root{{i}}") for i in range(60)]
+        roots = [task(f"root{{i}}") for i in range(79)]
     with dask.annotate(retries=2, resources={{"memory_max": 0.25}}):
         hungry_ones = [dask.delayed(hungry)(f"hungry{{i}}", roots[i]) for i in range(5)]
     with dask.annotate(retries=2, resources={{"run_time_max": {limit_s}}}):
         slow_ones = [dask.delayed(slow)(f"slow{{i}}", roots[i]) for i in range(5)]
     with dask.annotate(retries=2):
-        middle = [task(f"middle{{i}}", roots[i % 60]) for i in range(169)]
+        middle = [task(f"middle{{i}}", roots[i % 79]) for i in range(150)]
         below = [task(f"below{{i}}", *middle[3 * i : 3 * i + 3]) for i in range(50)]
         after = [task(f"after{{i}}", h, s) for i, (h, s) in enumerate(zip(hungry_ones, slow_ones))]
         middles = [task(f"join{{i}}", *below[10 * i : 10 * i + 10]) for i in range(5)]
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     with dask.config.set({{"batch.resource-dict": {resources!r}}}):
         compute(graph())
 """
-TASKS = 60 + 5 + 5 + 150 + 50 + 5 + 5 + 1
+TASKS = 79 + 5 + 5 + 150 + 50 + 5 + 5 + 1
 
 
 def clients_for(tmp_path: Path, backend: str, limit_s: int, **resources: str) -> Clients:
