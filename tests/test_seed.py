@@ -20,29 +20,10 @@ from bodies import gated, noted, open_gate, traces
 from clients import poll
 from dask_batch import SlurmClusterExecutor, get_cache_data, status
 from dask_batch.errors import DependencyFailedError
+from slurm_cluster import OWN_TEMPLATE
 
 pytestmark = pytest.mark.slurm
 
-SUBMISSION_TEMPLATE = """\
-#!/bin/bash
-#SBATCH --output=time.out
-#SBATCH --job-name={{job_name}}
-#SBATCH --chdir={{working_directory}}
-#SBATCH --get-user-env=L
-#SBATCH --partition={{partition}}
-{%- if run_time_max %}
-#SBATCH --time={{ [1, run_time_max // 60]|max }}
-{%- endif %}
-{%- if dependency %}
-#SBATCH --dependency=afterok:{{ dependency | join(',') }}
-{%- endif %}
-{%- if memory_max %}
-#SBATCH --mem={{memory_max}}G
-{%- endif %}
-#SBATCH --ntasks={{cores}}
-
-{{command}}
-"""
 QUICK = {"shortest_poll_s": 0.3, "failure_grace_s": 0.5, "output_grace_s": 1.0}
 
 
@@ -100,7 +81,7 @@ def test_a_template_of_ones_own_word_for_word(cache: Path, partition: str) -> No
             sum,
             [4, 4],
             resource_dict={
-                "submission_template": SUBMISSION_TEMPLATE,
+                "submission_template": OWN_TEMPLATE,
                 "run_time_max": 180,  # in seconds
                 "partition": partition,
             },
@@ -113,7 +94,7 @@ def test_a_template_of_ones_own_word_for_word(cache: Path, partition: str) -> No
 
 
 def test_three_parents_must_all_have_succeeded(cache: Path, partition: str, tmp_path: Path) -> None:
-    resources = {"submission_template": SUBMISSION_TEMPLATE, "partition": partition}
+    resources = {"submission_template": OWN_TEMPLATE, "partition": partition}
     with SlurmClusterExecutor(cache_directory=cache, resource_dict=resources, **QUICK) as exe:
         parents = [exe.submit(gated, tmp_path, f"parent{i}") for i in range(3)]
         child = exe.submit(noted, tmp_path, "child", parents)
