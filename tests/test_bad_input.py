@@ -26,6 +26,7 @@ from dask_batch.errors import (
     TemplateError,
     TooManyJobsError,
 )
+from slurm_cluster import OWN_TEMPLATE
 
 EXECUTORS = [
     pytest.param(SingleNodeExecutor, id="local"),
@@ -284,15 +285,13 @@ def test_no_name_of_a_folder_can_do_harm(
 def test_a_hostile_folder_under_a_template_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: Callable[[], list[str]]
 ) -> None:
-    from test_seed import SUBMISSION_TEMPLATE
-
     folder = tmp_path / "a b's $(touch pwned)"
     folder.mkdir()
     monkeypatch.chdir(folder)
     argv = ["sinfo", "-h", "-o", "%P"]
     listed = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
     resources = {
-        "submission_template": SUBMISSION_TEMPLATE,
+        "submission_template": OWN_TEMPLATE,
         "partition": listed.split()[0].rstrip("*"),
     }
     with SlurmClusterExecutor(cache_directory="cache", resource_dict=resources) as exe:

@@ -11,7 +11,7 @@ import pytest
 
 from dask_batch.backends.base import JobState
 from dask_batch.errors import QueueFullError, ResourceError, SubmissionError, TemplateError
-from slurm_cluster import OWN_TEMPLATE, PATIENCE_S, Cluster
+from slurm_cluster import OWN_TEMPLATE, PATIENCE_S, Cluster, until
 
 pytestmark = pytest.mark.slurm
 
@@ -167,9 +167,11 @@ def test_python_itself_is_warned_before_the_time_limit(cluster):
 
 
 def test_a_warning_that_nobody_handles_ends_nothing(cluster):
-    job = cluster.job("sleep 1")
+    job = cluster.job("echo begun; sleep 5")
     cluster.go(job)
-    cluster.wait_for(job, JobState.RUNNING)
+    # A job is called running before its script has begun, and then nothing ignores the signal yet.
+    log = cluster.logs / f"{job.index}.out"
+    until(lambda: log.exists() and log.read_text(), lambda: "it has not begun")
     argv = ["scancel", "--batch", "--signal=USR1", cluster.ids[job.name]]
     subprocess.run(argv, check=True)
     cluster.wait_for(job, JobState.COMPLETED)
