@@ -11,7 +11,7 @@ import pytest
 
 from dask_batch import config
 from dask_batch.backends import registry
-from dask_batch.backends.registry import choose_backend, open_backend
+from dask_batch.backends.registry import Setup, choose_backend, open_backend
 from dask_batch.config import resolve
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
 
@@ -33,7 +33,7 @@ def test_the_file_of_defaults_says_what_the_class_says():
 def test_every_option_has_a_setting_and_every_setting_an_option():
     config.register_defaults()
     assert set(dask.config.get("batch")) == set(config.SETTINGS)
-    assert set(config.SETTINGS.values()) == set(config.KEYWORDS) - {"max_workers"}
+    assert set(config.SETTINGS.values()) == set(config.KEYWORDS) - {"max_cores", "max_workers"}
 
 
 def test_a_keyword_is_before_the_configuration_and_that_before_the_default():
@@ -114,18 +114,23 @@ def test_values_that_make_no_sense_are_refused_by_name(keyword, value):
 @pytest.mark.parametrize(
     ("keyword", "default", "other"),
     [
-        ("pmi_mode", None, "pmix"),
         ("block_allocation", False, True),
         ("refresh_rate", 0.01, 1),
         ("restart_limit", 0, 2),
         ("wait", True, False),
-        ("max_cores", None, 4),
     ],
 )
 def test_options_of_executorlib_are_accepted_when_they_ask_for_nothing(keyword, default, other):
     assert resolve(backend="local", **{keyword: default}) == resolve(backend="local")
     with pytest.raises(ConfigurationError, match=keyword):
         resolve(backend="local", **{keyword: other})
+
+
+def test_parameters_that_are_resources_become_defaults_of_theirs():
+    assert resolve(backend="local", pmi_mode="pmix").resource_dict == {"pmi_mode": "pmix"}
+    said = resolve(backend="local", pmi_mode="pmix", resource_dict={"pmi_mode": "pmi2"})
+    assert said.resource_dict == {"pmi_mode": "pmi2"}
+    assert resolve(backend="local", pmi_mode=None).resource_dict == {}
 
 
 JOBQUEUE = {
@@ -193,7 +198,7 @@ def test_slurm_without_its_commands_is_not_there(tmp_path, monkeypatch):
 
 def test_max_workers_means_nothing_to_slurm():
     with pytest.raises(ConfigurationError, match="max_workers"):
-        open_backend("slurm", max_workers=2)
+        open_backend("slurm", Setup(max_workers=2))
 
 
 def python(code: str, **environ: str) -> str:

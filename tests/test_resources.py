@@ -157,18 +157,23 @@ def test_at_the_dask_door_cores_are_cpus_of_one_process():
     assert for_dask_task({})["threads_per_core"] == 1
 
 
-def test_at_the_dask_door_ranks_are_refused_by_name():
-    with pytest.raises(ResourceError, match=r"ranks=2.*cores=2"):
-        for_dask_task({"ranks": 2})
+def test_at_the_dask_door_ranks_have_cores_cpus_each():
+    normal = for_dask_task({"ranks": 2, "cores": 3})
+    assert (normal["cores"], normal["threads_per_core"]) == (2, 3)
     assert for_dask_task({"ranks": 1})["cores"] == 1
 
 
 @pytest.mark.parametrize("name", ["cores", "ranks"])
-def test_at_the_executor_door_cores_are_ranks_and_refused_by_name(name):
-    with pytest.raises(ResourceError, match=rf"{name}=4.*threads_per_core=4"):
-        for_executor_call({name: 4})
-    normal = for_executor_call({name: 1, "threads_per_core": 4})
-    assert (normal["cores"], normal["threads_per_core"]) == (1, 4)
+def test_at_the_executor_door_cores_are_ranks(name):
+    normal = for_executor_call({name: 4, "threads_per_core": 2})
+    assert (normal["cores"], normal["threads_per_core"]) == (4, 2)
+    assert for_executor_call({"cores": 2, "ranks": 2})["cores"] == 2
+    with pytest.raises(ResourceError, match=r"cores=2 and ranks=4"):
+        for_executor_call({"cores": 2, "ranks": 4})
+
+
+def test_tasks_of_several_ranks_are_jobs_by_themselves():
+    assert not can_chain(for_dask_task({"ranks": 2}), for_dask_task({"ranks": 2}))
 
 
 @pytest.mark.parametrize("door", [for_dask_task, for_executor_call])

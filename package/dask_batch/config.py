@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dask_batch.backends.command import client_environment
-from dask_batch.backends.registry import choose_backend
+from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
 from dask_batch.resource_values import count, flag, lines
@@ -61,6 +61,9 @@ class Options:
     steward : bool
         Whether jobs may be handed over that repeat and hand over what needs it when no client
         is there.
+    max_cores : int or None
+        On how many CPUs the jobs of this executor may run at the same time, where the backend can
+        bound that.
     """
 
     backend: str
@@ -79,6 +82,12 @@ class Options:
     retry_memory_factor: float = 2.0
     retry_time_factor: float = 2.0
     steward: bool = True
+    max_cores: int | None = None
+
+    @property
+    def setup(self) -> Setup:
+        """What is said of the backend as a whole."""
+        return Setup(max_workers=self.max_workers, max_cores=self.max_cores)
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -94,7 +103,10 @@ def _setting(keyword: str) -> str:
     return keyword.removesuffix("_s").replace("_", "-")
 
 
-SETTINGS: Final = {_setting(keyword): keyword for keyword in KEYWORDS if keyword != "max_workers"}
+_KEYWORDS_ONLY: Final = frozenset({"max_cores", "max_workers"})
+SETTINGS: Final = {
+    _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY
+}
 """Settings of the section ``batch``, and the keywords they stand for."""
 
 
@@ -110,7 +122,7 @@ def resolve(**keywords: Any) -> Options:
     BackendUnavailableError
         A batch system is asked for that this version does not know yet.
     """
-    explicit = without_foreign(keywords)
+    explicit = _with_resources(without_foreign(keywords))
     for name in explicit:
         if name not in KEYWORDS:
             raise ConfigurationError(_unknown("option", name, KEYWORDS))
@@ -129,6 +141,22 @@ def resolve(**keywords: Any) -> Options:
         for pattern, rule in _mapping("resource_rules", chosen.get("resource_rules")).items()
     }
     return Options(**_checked(chosen))
+
+
+_RESOURCES: Final = ("pmi_mode", "openmpi_oversubscribe")
+"""Resources that executorlib's users know as parameters of an executor."""
+
+
+def _with_resources(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Put parameters that are resources of every task among the resources."""
+    rest = {name: value for name, value in keywords.items() if name not in _RESOURCES}
+    given = {name: keywords[name] for name in _RESOURCES if keywords.get(name) is not None}
+    if given:
+        rest["resource_dict"] = {
+            **given,
+            **_mapping("resource_dict", rest.get("resource_dict")),
+        }
+    return rest
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:
@@ -176,7 +204,7 @@ def _folder(value: Any) -> Path:
 def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     checked = dict(chosen)
     for name, value in chosen.items():
-        if name in ("max_jobs", "max_workers"):
+        if name in ("max_cores", "max_jobs", "max_workers"):
             checked[name] = _count(name, value)
         elif name == "steward":
             checked[name] = _flag(name, value)

@@ -88,7 +88,8 @@ class Pack:
             header={
                 "libraries": dict(sorted(_union(member.libraries for member in members))),
                 "files": [asdict(file) for file in self._read(tasks)],
-                "cpus": normal["cores"] * normal["threads_per_core"],
+                "cpus": normal["threads_per_core"],
+                "ranks": _ranks(normal),
                 "error_log_file": _absolute(normal["error_log_file"]),
                 "retry": retry,
                 "attributes": _attributes(tasks[-1], members[-1], function, normal),
@@ -116,6 +117,21 @@ class Pack:
             steps.append(Step(task.name, task.expression, inputs))
             before = task.name
         return tuple(steps)
+
+
+def _ranks(normal: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how the MPI ranks of a job are to be started; None: it is one plain process."""
+    if normal["cores"] == 1:
+        return None
+    return {
+        "count": normal["cores"],
+        "cpus": normal["threads_per_core"],
+        "gpus": normal["gpus_per_core"] or 0,
+        "nodes": normal["num_nodes"],
+        "exclusive": bool(normal["exclusive"]),
+        "pmi_mode": normal["pmi_mode"],
+        "oversubscribe": bool(normal["openmpi_oversubscribe"]),
+    }
 
 
 def _absolute(path: str | None) -> str | None:

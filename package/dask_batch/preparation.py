@@ -86,7 +86,9 @@ class Preparer:
         SerializationError
             Something in it cannot be pickled.
         """
-        task = Task(CALL, Call(function, args, kwargs), {"resources": asked})
+        normal = self.call_resources(asked)
+        said = {**asked, "ranks": normal["cores"]}  # what cores are at an executor
+        task = Task(CALL, Call(function, args, kwargs), {"resources": said})
         outside = Outside(self.cache)
         keys = self._keys(outside)
         keyed = keys.of({CALL: task}, [CALL])
@@ -99,7 +101,6 @@ class Preparer:
         elif hits.among((keyed[CALL].key,)):
             hits.warn_outdated({CALL: task}, keyed)
         pack = Pack(outside, keys.hasher, keyed, surroundings)
-        normal = self.call_resources(asked)
         return pack.job([task], normal, self._retry([options]), wanted=True)
 
     def call_resources(self, asked: Mapping[str, Any]) -> dict[str, Any]:

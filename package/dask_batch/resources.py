@@ -78,6 +78,8 @@ KNOWN: Final[Mapping[str, Key]] = {
         _resource("slurm_cmd_args", values.arguments, "", "further arguments of sbatch"),
         _resource("error_log_file", values.path, "", "file to which errors are appended as well"),
         _resource("submission_template", values.text, "", "Jinja2 text of the job script"),
+        _resource("pmi_mode", values.word, "", "how MPI ranks find each other: pmix, pmi2, ..."),
+        _resource("openmpi_oversubscribe", values.flag, "", "more MPI ranks than CPUs"),
         _option("ranks", values.count, "MPI ranks of a Dask task"),
         _option("cache", values.flag, "whether the result may be reused", True),
         _option("version", values.version, "enters the key: change it to run again"),
@@ -192,7 +194,8 @@ def for_dask_task(
 ) -> dict[str, Any]:
     """Bring the resources of a Dask task to normal form.
 
-    A task of a graph is one call with one value: ``cores=N`` is N CPUs of one process.
+    A task of a graph is one call: ``cores=N`` is N CPUs of one process. With ``ranks=N`` it runs as
+    N MPI ranks of so many CPUs each, and its value is the list of what each rank returned.
 
     Returns
     -------
@@ -203,17 +206,11 @@ def for_dask_task(
     Raises
     ------
     ResourceError
-        As :func:`check_resources`; or more than one rank is asked for.
+        As :func:`check_resources`.
     """
     checked = check_resources(mapping, template_variables=template_variables)
-    ranks = checked.get("ranks") or 1
-    if ranks > 1:
-        raise ResourceError(
-            f"ranks={ranks}: tasks of several MPI ranks are not in this version. "
-            f"For {ranks} CPUs of one process ask for cores={ranks}."
-        )
     cpus = (checked.get("cores") or 1) * (checked.get("threads_per_core") or 1)
-    return _normal_form(checked, ranks=1, cpus=cpus)
+    return _normal_form(checked, ranks=checked.get("ranks") or 1, cpus=cpus)
 
 
 def for_executor_call(
@@ -221,17 +218,23 @@ def for_executor_call(
 ) -> dict[str, Any]:
     """Bring the resources of ``executor.submit`` to normal form: ``cores=N`` is N MPI ranks.
 
-    Returns and raises as :func:`for_dask_task`.
+    Returns as :func:`for_dask_task`.
+
+    Raises
+    ------
+    ResourceError
+        As :func:`check_resources`; or ``cores`` and ``ranks`` ask for different numbers of ranks.
     """
     checked = check_resources(mapping, template_variables=template_variables)
-    for name in ("cores", "ranks"):
-        ranks = checked.get(name) or 1
-        if ranks > 1:
-            raise ResourceError(
-                f"{name}={ranks}: at an executor this means {ranks} MPI ranks, which are not in "
-                f"this version. For {ranks} CPUs of one process ask for threads_per_core={ranks}."
-            )
-    return _normal_form(checked, ranks=1, cpus=checked.get("threads_per_core") or 1)
+    asked = {checked[name] for name in ("cores", "ranks") if checked.get(name) is not None}
+    if len(asked) > 1:
+        raise ResourceError(
+            f"cores={checked['cores']} and ranks={checked['ranks']}: at an executor both are the "
+            "number of MPI ranks; threads_per_core is the number of CPUs of each"
+        )
+    return _normal_form(
+        checked, ranks=next(iter(asked), 1), cpus=checked.get("threads_per_core") or 1
+    )
 
 
 def _normal_form(checked: Mapping[str, Any], *, ranks: int, cpus: int) -> dict[str, Any]:
@@ -280,8 +283,11 @@ def can_chain(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether one job can stand for two tasks that run one after the other (normal form).
 
     CPUs, memory and time can be combined, if both ask for them or neither does: what the batch
-    system would have given by itself is not known here. All else must be equal.
+    system would have given by itself is not known here. All else must be equal. A task of several
+    MPI ranks is a job by itself.
     """
+    if first["cores"] > 1 or second["cores"] > 1:
+        return False  # its ranks are started for it alone
     for name in {*first, *second}:
         one, other = first.get(name), second.get(name)
         if name not in _COMBINED and one != other:

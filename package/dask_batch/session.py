@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
     cache = Cache(options.cache_directory)
-    backend = open_backend(options.backend, max_workers=options.max_workers)
+    backend = open_backend(options.backend, options.setup)
     if backend.shared:
         _warn_of_local_files(cache.path)
     return Session(cache, backend, options)

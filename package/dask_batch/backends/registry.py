@@ -6,37 +6,68 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
 
 from dask_batch.backends.base import Backend
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
 
-__all__ = ["choose_backend", "open_backend"]
+__all__ = ["NOTHING_SAID", "Setup", "choose_backend", "open_backend"]
 
 logger = logging.getLogger(__name__)
 
 
-def _local(max_workers: int | None) -> Backend:
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an executor says of its backend as a whole, rather than of single jobs.
+
+    Attributes
+    ----------
+    max_workers, max_cores
+        How many of the jobs handed to it may run at a time, and on how many CPUs together.
+    """
+
+    max_workers: int | None = None
+    max_cores: int | None = None
+
+    def refuse(self, remedy: str, *names: str) -> None:
+        """Refuse options that a backend cannot meet.
+
+        Raises
+        ------
+        ConfigurationError
+            One of them asks for something.
+        """
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ConfigurationError(f"{name}={getattr(self, name)!r}: {remedy}")
+
+
+_CLUSTER: Final = (
+    "on a cluster the batch system decides how many jobs run at a time; this is an option of the "
+    "local queue, of the executors inside an allocation, and of block_allocation"
+)
+
+
+def _local(setup: Setup) -> Backend:
     from dask_batch.backends.local.backend import LocalBackend
 
-    return LocalBackend(max_workers=max_workers)
+    setup.refuse("the local queue counts jobs: use max_workers", "max_cores")
+    return LocalBackend(max_workers=setup.max_workers)
 
 
-def _slurm(max_workers: int | None) -> Backend:
+def _slurm(setup: Setup) -> Backend:
     from dask_batch.backends.slurm.backend import SlurmBackend
 
-    if max_workers is not None:
-        raise ConfigurationError(
-            "max_workers is an option of the local queue; on a cluster the scheduler decides how "
-            "many jobs run at a time"
-        )
+    setup.refuse(_CLUSTER, "max_workers", "max_cores")
     return SlurmBackend()
 
 
-_BACKENDS: Final[Mapping[str, Callable[[int | None], Backend]]] = {"local": _local, "slurm": _slurm}
+_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {"local": _local, "slurm": _slurm}
 _LATER: Final = ("flux", "flux-step", "slurm-step")
 _said: set[str] = set()
+NOTHING_SAID: Final = Setup()
 
 
 def choose_backend(name: str | None = None) -> str:
@@ -85,19 +116,19 @@ def _say(message: str) -> None:
         logger.info(message)
 
 
-def open_backend(name: str, *, max_workers: int | None = None) -> Backend:
+def open_backend(name: str, setup: Setup = NOTHING_SAID) -> Backend:
     """Return the backend of that name, ready for use.
 
     Parameters
     ----------
     name
         As in ``backend=``.
-    max_workers
-        How many of the jobs handed to it may run at a time.
+    setup
+        What is said of it as a whole.
 
     Raises
     ------
     ConfigurationError, BackendUnavailableError
         As :func:`choose_backend`; or its batch system is not on this machine.
     """
-    return _BACKENDS[choose_backend(name)](max_workers)
+    return _BACKENDS[choose_backend(name)](setup)

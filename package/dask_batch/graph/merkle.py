@@ -242,6 +242,10 @@ class Walk:
         version = _said(unit.annotations, "version")
         if version is not None:
             yield "version", self._literals.digest(version, "annotation version", notes)
+        ranks = _said(unit.annotations, "ranks")
+        if ranks is not None and ranks != 1:
+            # What a function computes may depend on how many run it; no other resource matters.
+            yield "ranks", self._literals.digest(int(ranks), "annotation ranks", notes)
         if isinstance(unit.expression, Call):
             yield from self._call(unit.expression, unit.scope, "", notes)
         else:
