@@ -13,7 +13,19 @@ from typing import Final
 
 from dask_batch.errors import ResourceError
 
-__all__ = ["VARIABLES", "listed", "rank_on_node", "seeing", "share"]
+__all__ = [
+    "VARIABLES",
+    "listed",
+    "rank_on_node",
+    "restricted",
+    "seeing",
+    "share",
+    "unrestricted",
+]
+
+_ALL: Final = "DASK_BATCH_GPUS"
+"""Set where a job was given some of several devices: all of them, with the variable they are in."""
+
 
 _BELOW_HIP: Final = "ROCR_VISIBLE_DEVICES"
 _HIP: Final = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
@@ -71,6 +83,26 @@ def seeing(environment: Mapping[str, str], variable: str, devices: Sequence[str]
         all_of_them = ",".join(map(str, range(len(devices))))
         given |= {name: all_of_them for name in _HIP if name in environment}
     return given
+
+
+def restricted(
+    environment: Mapping[str, str], variable: str, devices: Sequence[str], own: Sequence[str]
+) -> dict[str, str]:
+    """Return the variables with which a job sees only its own of several devices.
+
+    :func:`unrestricted` takes it back for what a job hands over in its turn.
+    """
+    return {**seeing(environment, variable, own), _ALL: f"{variable}={','.join(devices)}"}
+
+
+def unrestricted(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which all devices are seen of which this job was given some.
+
+    What a job hands over is no part of it: it takes its own share of the machine.
+    """
+    before = dict(environment)
+    variable, _, devices = before.pop(_ALL, "").partition("=")
+    return {**before, **seeing(before, variable, listed(devices))} if variable else before
 
 
 def share(visible: Mapping[str, str], rank: int, gpus_per_rank: int) -> dict[str, str]:
