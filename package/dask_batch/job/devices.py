@@ -21,6 +21,7 @@ __all__ = [
     "seeing",
     "share",
     "unrestricted",
+    "without_lists",
 ]
 
 _ALL: Final = "DASK_BATCH_GPUS"
@@ -103,6 +104,19 @@ def unrestricted(environment: Mapping[str, str]) -> dict[str, str]:
     before = dict(environment)
     variable, _, devices = before.pop(_ALL, "").partition("=")
     return {**before, **seeing(before, variable, listed(devices))} if variable else before
+
+
+def without_lists(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without lists of devices, for a job on another machine.
+
+    There the same numbers are other devices, which are perhaps another job's. That a program is to
+    see none holds anywhere.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in VARIABLES or not listed(value)
+    }
 
 
 def share(visible: Mapping[str, str], rank: int, gpus_per_rank: int) -> dict[str, str]:

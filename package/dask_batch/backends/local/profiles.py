@@ -26,6 +26,7 @@ _MEANINGLESS = {
     "qos": "qualities of service",
     "constraint": "node features",
     "reservation": "reservations",
+    "gpu_request": "sbatch",
     "slurm_cmd_args": "sbatch",
     "job_extra_directives": "directives",
     "submission_template": "templates",
