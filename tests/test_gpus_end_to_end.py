@@ -78,6 +78,18 @@ def test_more_than_are_declared_are_refused_at_both_doors(exe: SingleNodeExecuto
         dask.compute(task, scheduler=exe)
 
 
+def use_gpu() -> None:
+    if not os.environ[VARIABLE]:
+        raise RuntimeError("No CUDA GPUs are available")  # as PyTorch says it
+
+
+def test_a_task_that_forgot_to_ask_for_a_gpu_is_told_so(exe: SingleNodeExecutor) -> None:
+    with pytest.raises(RuntimeError, match="No CUDA GPUs") as caught:
+        exe.submit(use_gpu).result(PATIENCE_S)
+    assert any("gpus_per_core" in note for note in caught.value.__notes__)
+    assert exe.submit(use_gpu, resource_dict={"gpus_per_core": 1}).result(PATIENCE_S) is None
+
+
 def hand_over(folder: Path) -> tuple[str, list[str], str]:
     """Hand a call over that has GPUs, from a task that has none."""
     mine = os.environ[VARIABLE]
