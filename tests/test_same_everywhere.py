@@ -94,10 +94,11 @@ class Site:
 
     def run(self, backend: str, cache: Path, offset: int = 0) -> dict[str, Any]:
         """Run the script, and return what it found."""
+        path = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
             [sys.executable, "script.py", backend, str(cache), str(offset)],
             cwd=self.folder,
-            env={**os.environ, "PYTHONHASHSEED": str(self.hash_seed), "PYTHONPATH": str(PACKAGE)},
+            env={**os.environ, "PYTHONHASHSEED": str(self.hash_seed), "PYTHONPATH": path},
             capture_output=True,
             text=True,
             timeout=300,
