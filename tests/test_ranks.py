@@ -238,6 +238,16 @@ def test_ranks_may_be_started_by_the_librarys_own_program(cluster: Any) -> None:
     assert future.result(PATIENCE_S) == [(8, 2, 0), (8, 2, 1)]
 
 
+@pytest.mark.parametrize("library", ["", "mpich"])
+def test_each_rank_on_the_local_queue_sees_gpus_of_its_own(cluster: Any, library: str) -> None:
+    executor = cluster(SingleNodeExecutor, local_gpus=[4, 5, 6, 7])
+    asked = {"cores": 2, "gpus_per_core": 2}
+    if library:
+        asked["job_script_prologue"] = prologue(library)
+    future = executor.submit(bodies.devices, resource_dict=asked)
+    assert future.result(PATIENCE_S) == [(0, "4,5"), (1, "6,7")]
+
+
 def prologue(library: str) -> list[str]:
     """Return shell lines that do what loading a site's module does."""
     folder = Path(os.environ.get("DASK_BATCH_MPI_LIBRARIES", ""), library, "lib")
