@@ -64,6 +64,8 @@ class Options:
     max_cores : int or None
         On how many CPUs the jobs of this executor may run at the same time, where the backend can
         bound that.
+    flux_uri : str or None
+        The Flux instance that jobs go to, as ``FLUX_URI`` has it; None: the enclosing one.
     """
 
     backend: str
@@ -83,11 +85,12 @@ class Options:
     retry_time_factor: float = 2.0
     steward: bool = True
     max_cores: int | None = None
+    flux_uri: str | None = None
 
     @property
     def setup(self) -> Setup:
         """What is said of the backend as a whole."""
-        return Setup(max_workers=self.max_workers, max_cores=self.max_cores)
+        return Setup(max_workers=self.max_workers, max_cores=self.max_cores, flux_uri=self.flux_uri)
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -103,7 +106,7 @@ def _setting(keyword: str) -> str:
     return keyword.removesuffix("_s").replace("_", "-")
 
 
-_KEYWORDS_ONLY: Final = frozenset({"max_cores", "max_workers"})
+_KEYWORDS_ONLY: Final = frozenset({"flux_uri", "max_cores", "max_workers"})
 SETTINGS: Final = {
     _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY
 }
@@ -206,6 +209,8 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in chosen.items():
         if name in ("max_cores", "max_jobs", "max_workers"):
             checked[name] = _count(name, value)
+        elif name == "flux_uri" and not isinstance(value, str):
+            raise ConfigurationError(f"flux_uri must be a text as FLUX_URI has it, not {value!r}")
         elif name == "steward":
             checked[name] = _flag(name, value)
         elif name.endswith("_factor"):
