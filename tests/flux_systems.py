@@ -48,9 +48,7 @@ class System:
 
     def client(self) -> FluxBackend:
         """Return one more client of the instance."""
-        return FluxBackend(
-            self.instance, command=lambda job: ["bash", "-c", self.lines[job.index]]
-        )
+        return FluxBackend(self.instance, command=lambda job: ["bash", "-c", self.lines[job.index]])
 
     def job(
         self,

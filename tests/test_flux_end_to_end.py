@@ -140,7 +140,7 @@ def test_a_place_and_a_script(cache: Path, tmp_path: Path) -> None:
 def test_options_that_mean_nothing_here(cache: Path) -> None:
     with pytest.raises(ConfigurationError, match="max_workers=2: on a cluster"):
         FluxClusterExecutor(2, cache_directory=cache)
-    with pytest.raises(ConfigurationError, match="flux_uri.*use FluxClusterExecutor"):
+    with pytest.raises(ConfigurationError, match=r"flux_uri.*use FluxClusterExecutor"):
         SingleNodeExecutor(cache_directory=cache, flux_uri="local:///none")
     with (
         FluxClusterExecutor(cache_directory=cache) as exe,
@@ -296,7 +296,8 @@ def test_an_instance_that_ends_says_nothing_and_a_later_one_takes_over(
 ) -> None:
     with own_instance(cpus=2) as first:
         exe = FluxClusterExecutor(cache_directory=cache, flux_uri=first)
-        done, under_way = exe.submit(add, 1, 2), exe.submit(gated, tmp_path, "under-way")
+        done = exe.submit(add, 1, 2)
+        exe.submit(gated, tmp_path, "under-way")
         assert done.result(60) == 3
         poll(lambda: traces(tmp_path)["under-way"] == 1, 60, "the job")
         exe.shutdown(wait=False)
@@ -323,7 +324,7 @@ def test_jobs_are_asked_about_where_they_were_handed_in(cache: Path, tmp_path: P
 
 def test_no_instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FLUX_URI", f"local://{tmp_path}/none")
-    with pytest.raises(BackendUnavailableError, match="`flux start`.*FLUX_URI"):
+    with pytest.raises(BackendUnavailableError, match=r"`flux start`.*FLUX_URI"):
         FluxClusterExecutor(cache_directory=tmp_path / "cache")
-    with pytest.raises(BackendUnavailableError, match="cannot be reached|no Flux instance"):
+    with pytest.raises(BackendUnavailableError, match=r"cannot be reached|no Flux instance"):
         open_flux("flux@no-such-host.invalid/none")

@@ -17,23 +17,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from dask_batch.backends.flux.instance import (
-    Dependency,
-    Event,
-    Machine,
-    Phase,
-    Refused,
-    Request,
-    Row,
-)
+from dask_batch.backends.flux.instance import Event, Machine, Refused, Request, Row
+from dask_batch.backends.flux.translation import ATTRIBUTES, NOTE, event_of, jobspec_of, row_of
 from dask_batch.errors import BackendUnavailableError
 
 __all__ = ["Bindings", "load"]
 
 logger = logging.getLogger(__name__)
-
-NOTE: Final = "dask_batch"
-"""Under this name in the jobspec's ``attributes.user`` is what we keep with a job."""
 
 _POLL_S = 1.0
 _GONE: Final = frozenset(
@@ -45,10 +35,6 @@ _GONE: Final = frozenset(
 """What a broker's calls fail with when it is gone, or going."""
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.EINVAL})
 """Said of a job that has ended, or that nobody knows; of urgency after resources were given."""
-_ATTRIBUTES: Final = (
-    *("name", "state", "urgency", "t_submit", "waitstatus", "dependencies"),
-    *("exception_occurred", "exception_severity", "exception_type", "exception_note"),
-)
 _INSTALL: Final = (
     "Install Flux from conda-forge (`conda install -c conda-forge flux-core`), or flux-python of "
     "the version of your site's Flux together with `ply`. (PyPI's `flux-core` is an unrelated "
@@ -152,7 +138,7 @@ class Bindings:
 
     def _send(self, handle: Any, request: Request) -> Any:
         try:
-            jobspec = self._jobspec(request)
+            jobspec = jobspec_of(self._flux, request)
         except ValueError as error:
             return Refused(str(error))
         return self._flux.job.submit_async(handle, jobspec, urgency=request.urgency)
@@ -167,46 +153,8 @@ class Bindings:
                 raise
             return Refused(error.strerror or str(error))
 
-    def _jobspec(self, request: Request) -> Any:
-        jobspecs = self._flux.job.JobspecV1
-        of = "slot" if request.nested else "task"
-        make = jobspecs.from_nest_command if request.nested else jobspecs.from_command
-        jobspec = make(
-            list(request.command),
-            **{
-                f"num_{of}s": request.slots,
-                f"cores_per_{of}": request.cpus,
-                f"gpus_per_{of}": request.gpus or None,
-            },
-            num_nodes=request.nodes,
-            exclusive=request.exclusive,
-            duration=request.run_time_s,
-            environment=dict(request.environment),
-            env_expand=dict(request.expanded) or None,
-            cwd=request.directory,
-            name=request.name,
-            queue=request.queue,
-            bank=request.bank,
-        )
-        if request.stdout is not None:
-            jobspec.stdout, jobspec.stderr = request.stdout, request.stderr
-            # A repetition must not begin by erasing why there is one.
-            jobspec.setattr_shell_option("output.mode", "append")
-        if request.gpus and not request.nested:
-            # Without it every task sees the GPUs of all.
-            jobspec.setattr_shell_option("gpu-affinity", "per-task")
-        if request.dependencies:
-            waits = [{"scheme": d.kind, "value": self._decimal(d)} for d in request.dependencies]
-            jobspec.setattr("system.dependencies", waits)
-        if request.note:
-            jobspec.setattr(f"user.{NOTE}", dict(request.note))
-        return jobspec
-
     def _id(self, text: str) -> Any:
         return self._flux.job.JobID(text)
-
-    def _decimal(self, dependency: Dependency) -> str:
-        return str(int(self._id(dependency.job_id)))  # a number would be refused
 
     def set_urgency(self, urgencies: Mapping[str, int]) -> None:
         """Change urgencies, all at once."""
@@ -236,9 +184,9 @@ class Bindings:
         found = []
         with self._handle() as handle:
             ask = self._flux.job.job_list_id
-            for sent in [ask(handle, self._id(i), attrs=list(_ATTRIBUTES)) for i in job_ids]:
+            for sent in [ask(handle, self._id(i), attrs=list(ATTRIBUTES)) for i in job_ids]:
                 try:
-                    found.append(self._row(sent.get_job()))
+                    found.append(row_of(self._flux, sent.get_job()))
                 except OSError as error:
                     if error.errno not in _NOT_THERE:
                         raise
@@ -255,33 +203,9 @@ class Bindings:
     def _listed(self, constraint: Mapping[str, Any]) -> list[Row]:
         with self._handle() as handle:
             answer = self._flux.job.job_list(
-                handle, max_entries=0, attrs=list(_ATTRIBUTES), constraint=dict(constraint)
+                handle, max_entries=0, attrs=list(ATTRIBUTES), constraint=dict(constraint)
             )
-            return [self._row(job) for job in answer.get_jobs()]
-
-    def _row(self, job: Mapping[str, Any]) -> Row:
-        ended_by = job.get("exception_occurred") and job.get("exception_severity") == 0
-        status = job.get("waitstatus")
-        told = (self._dependency(text) for text in job.get("dependencies") or ())
-        return Row(
-            job_id=str(self._id(job["id"]).f58plain),
-            name=str(job.get("name", "")),
-            phase=Phase(job["state"]),
-            urgency=int(job.get("urgency", 16)),
-            submitted=float(job.get("t_submit", 0.0)),
-            wait_status=status if isinstance(status, int) else None,
-            exception=str(job.get("exception_type", "")) if ended_by else "",
-            note=str(job.get("exception_note", "")) if ended_by else "",
-            waits_for=frozenset(each for each in told if each is not None),
-        )
-
-    def _dependency(self, text: str) -> Dependency | None:
-        """Read what Flux writes of a dependency, such as ``after-success=408340660224``."""
-        kind, _, job_id = text.partition("=")
-        try:
-            return Dependency(kind, str(self._id(job_id).f58plain))
-        except ValueError:  # of another kind than ours
-            return None
+            return [row_of(self._flux, job) for job in answer.get_jobs()]
 
     def note(self, job_id: str) -> Mapping[str, Any]:
         """Look into the job's own jobspec."""
@@ -325,18 +249,4 @@ class Bindings:
                     continue
                 if event is None:
                     raise BackendUnavailableError("the Flux instance has ended its journal")
-                yield self._event(event)
-
-    def _event(self, event: Any) -> Event:
-        context = event.context or {}
-        jobspec = event.jobspec or {}
-        attributes = (jobspec.get("attributes") or {}).get("system") or {}
-        about = str(context.get("description", "")) if event.name.startswith("dependency-") else ""
-        return Event(
-            job_id=str(event.jobid.f58plain),
-            name=event.name,
-            context=context,
-            job_name=str((attributes.get("job") or {}).get("name", "")),
-            timestamp=event.timestamp,
-            dependency=self._dependency(about) if about else None,
-        )
+                yield event_of(self._flux, event)
