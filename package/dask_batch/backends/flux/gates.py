@@ -128,11 +128,14 @@ class Gates:
     # ---- clearing away -----------------------------------------------------------------------
 
     def of(self, rows: Iterable[Row]) -> set[str]:
-        """Return the ids of the gates that jobs wait for."""
+        """Return the ids of the gates that jobs wait for, and of their own."""
+        rows = list(rows)
         ids = {each.job_id for row in rows for each in row.waits_for if each.kind == _FINISH}
-        if not ids:
-            return set()
-        return {row.job_id for row in self._journal.rows(ids).values() if _is_gate(row)}
+        known = list(self._journal.rows(ids, follow=False).values()) if ids else []
+        names = sorted(_GATE + row.name for row in rows)
+        for start in range(0, len(names), _NAMES_PER_CALL):
+            known += self._named(names[start : start + _NAMES_PER_CALL])
+        return {row.job_id for row in known if _is_gate(row)}
 
     def unused(self, gate_ids: Collection[str]) -> set[str]:
         """Return those gates for which no job waits any more."""

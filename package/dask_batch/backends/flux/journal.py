@@ -7,6 +7,7 @@ the instance says when it is asked once is the beginning, and events lead on fro
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Collection
 from typing import Final
@@ -54,11 +55,14 @@ class Journal:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._reading = False
+        self._pid = os.getpid()
 
     # ---- the thread --------------------------------------------------------------------------
 
     def ensure(self) -> None:
         """Begin to read, or begin again after the instance did not answer."""
+        if self._pid != os.getpid():
+            self._after_a_fork()
         if self._reading or not self._instance.owned or self._stop.is_set():
             return
         with self._lock:
@@ -70,6 +74,12 @@ class Journal:
         self._thread = threading.Thread(target=self._read, name="flux-journal", daemon=True)
         self._thread.start()
         self._begun.wait(_BEGIN_S)
+
+    def _after_a_fork(self) -> None:
+        """Begin anew: the thread, and whoever held the lock, stayed in the other process."""
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._begun, self._stop = threading.Event(), threading.Event()
+        self._reading = False
 
     def close(self) -> None:
         """Read no more."""

@@ -96,9 +96,9 @@ class Submitter:
         gate_ids: dict[str, str] = {}
         try:
             for level in levels(jobs):
-                self._gates_for([job for job in level if job.name in gated], gate_ids)
                 ids = self._level(level, waits, accepted)
-                self._openers_for([job for job in level if job.name in gated], ids, gate_ids)
+                # After their jobs, so that who cancels these after a crash finds them.
+                self._add_gates([job for job in level if job.name in gated], ids, gate_ids)
                 for job in level:
                     gate_id = gate_ids.get(job.name)
                     kind = "afterany" if gate_id else "afterok"
@@ -108,27 +108,18 @@ class Submitter:
             self._instance.end(self._gates.unused(gate_ids.values()), "cancel", "not needed")
             raise
 
-    # ---- gates -------------------------------------------------------------------------------
-
-    def _gates_for(self, jobs: Sequence[Job], gate_ids: dict[str, str]) -> None:
-        answers = self._instance.submit([self._gates.gate(job) for job in jobs]) if jobs else []
-        for job, answer in zip(jobs, answers, strict=True):
-            if not isinstance(answer, Refused):
-                gate_ids[job.name] = answer
-        self._raise_first(jobs, answers)
-
-    def _openers_for(
+    def _add_gates(
         self, jobs: Sequence[Job], ids: dict[str, str], gate_ids: dict[str, str]
     ) -> None:
-        requests = [
+        """Give jobs that may be repeated gates, and openers for them."""
+        answers = self._instance.submit([self._gates.gate(job) for job in jobs])
+        taken = zip(jobs, answers, strict=True)
+        gate_ids.update((job.name, i) for job, i in taken if not isinstance(i, Refused))
+        _raise_first(jobs, answers)
+        openers = (
             self._gates.opener(job, job.name, ids[job.name], gate_ids[job.name]) for job in jobs
-        ]
-        self._raise_first(jobs, self._instance.submit(requests) if requests else [])
-
-    def _raise_first(self, jobs: Sequence[Job], answers: Sequence[str | Refused]) -> None:
-        for job, answer in zip(jobs, answers, strict=True):
-            if isinstance(answer, Refused):
-                raise refusal(job, answer.message)
+        )
+        _raise_first(jobs, self._instance.submit(list(openers)))
 
     # ---- jobs --------------------------------------------------------------------------------
 
@@ -228,6 +219,13 @@ class Submitter:
                 return answer
             refused = answer
         raise refusal(job, refused.message)
+
+
+def _raise_first(jobs: Sequence[Job], answers: Sequence[str | Refused]) -> None:
+    """Raise the first refusal of what was to serve some jobs."""
+    for job, answer in zip(jobs, answers, strict=True):
+        if isinstance(answer, Refused):
+            raise refusal(job, answer.message)
 
 
 def _has_failed(dependency: Dependency, rows: dict[str, Row]) -> bool:
