@@ -34,6 +34,7 @@ _MEANINGLESS: Final[Mapping[str, str]] = {
 """What there is nothing of in Flux, and what to do instead."""
 
 _TOLD: set[str] = set()
+"""What was said, which is enough for a process."""
 _TEMPLATE_MARK: Final = "{{"
 """Flux replaces what stands between braces in commands and paths of logs."""
 
@@ -64,9 +65,18 @@ def refuse_what_cannot_be(job: Job, machine: Machine) -> None:
     if _TEMPLATE_MARK in str(wanted.get("python") or ""):
         raise _refusal(job, "python", "Flux would replace what is between the braces")
     _refuse_sizes(job, machine)
+    if wanted.get("account") is not None:
+        _say_once(
+            "account",
+            logging.INFO,
+            "account=%s is the bank of the jobs: an instance without flux-accounting keeps it with "
+            "them, and charges nobody",
+            wanted["account"],
+        )
     if wanted.get("memory_max") is not None:
         _say_once(
             "memory_max",
+            logging.WARNING,
             "Flux does not share out memory: memory_max=%s neither reserves nor limits any "
             "(threads_per_core or exclusive keep others away)",
             wanted["memory_max"],
@@ -107,10 +117,10 @@ def _refusal(job: Job, name: str, why: str) -> ResourceError:
     return ResourceError(f"job {job.name}: resource {name!r} = {job.resources[name]!r}: {why}")
 
 
-def _say_once(about: str, message: str, *arguments: object) -> None:
+def _say_once(about: str, level: int, message: str, *arguments: object) -> None:
     if about not in _TOLD:
         _TOLD.add(about)
-        logger.warning(message, *arguments)
+        logger.log(level, message, *arguments)
 
 
 class Writer:
