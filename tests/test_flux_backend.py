@@ -24,6 +24,7 @@ from dask_batch.errors import (
     QueueFullError,
     SubmissionError,
 )
+from dask_batch.job.surroundings import job_id
 from dask_batch.testing import FakeFlux
 from flux_systems import System, until
 
@@ -211,6 +212,52 @@ def test_braces_in_paths_are_refused_before_anything_is_written(fake, tmp_path, 
         pytest.raises(ValueError, match="replaced by Flux; choose another cache_directory"),
     ):
         exe.submit(max, 1, 2)
+
+
+def test_looking_at_a_script_writes_nothing(system):
+    job = system.job("true", job_script_prologue=["echo a"], exclusive=True, priority=2)
+    text = system.backend.script(job, ["f1"])
+    assert not system.logs.exists()
+    lines = text.splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    for line in (
+        "# flux: nodes = 1",
+        "# flux: exclusive = True",
+        "# flux: urgency = 18",
+        "# flux: dependency = afterok:f1",
+        "echo a",
+        "exec bash -c true",
+    ):
+        assert line in lines
+
+
+def test_whole_nodes_are_as_few_as_will_do(tmp_path):
+    with FakeFlux(tmp_path / "fake", cpus=4, nodes=3) as fake:
+        system = System(tmp_path / "logs", fake)
+        for cores, nodes in ((1, 1), (4, 1), (5, 2), (9, 3)):
+            text = system.backend.script(system.job(cores=cores, exclusive=True))
+            assert f"# flux: nodes = {nodes}\n" in text
+            assert ("# flux: nested = True" in text) == (cores > 1)
+
+
+def test_the_id_that_a_job_finds_is_the_one_that_clients_write(monkeypatch):
+    monkeypatch.delenv("DASK_BATCH_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for told, written in (("\u01922Dr8WQWT", "f2Dr8WQWT"), ("f2Dr8WQWT", "f2Dr8WQWT")):
+        monkeypatch.setenv("FLUX_JOB_ID", told)
+        assert job_id() == written
+
+
+def test_a_fork_begins_a_journal_of_its_own(system):
+    job = system.job("true")
+    system.submit(job)
+    journal = system.backend._journal
+    thread = journal._thread
+    journal._pid = 0  # as it is seen in a child
+    assert system.status(job).state is JobState.HELD
+    assert journal._thread is not thread
+    system.backend.release([system.ids[job.name]])
+    system.wait_for(job, JobState.COMPLETED)
 
 
 # ---- through the doors -------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from bodies import gated, open_gate, traces
 from clients import SEVENTEEN, Clients, poll
 from dask_batch import FluxClusterExecutor
 from dask_batch.backends.flux.bindings import Bindings
+from dask_batch.errors import BackendUnavailableError
 from flux_systems import own_instance
 from test_lifecycle import EXPECTED, ONCE
 from test_submission_killed import KILLED, killed_at, with_retries
@@ -26,10 +26,10 @@ _HERE = "from dask_batch.backends.flux.backend import FluxBackend\nfor each in (
 
 
 @pytest.fixture
-def clients(tmp_path: Path) -> Iterator[Clients]:
+def clients(tmp_path: Path) -> Clients:
     script = KILLED.replace("for each in (LocalBackend, SlurmBackend):", _HERE)
     assert _HERE in script
-    yield Clients(tmp_path, "flux", script + with_retries(SEVENTEEN))
+    return Clients(tmp_path, "flux", script + with_retries(SEVENTEEN))
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,20 @@ def test_a_broker_that_is_killed_is_no_verdict(tmp_path: Path) -> None:
     with FluxClusterExecutor(cache_directory=cache) as later:
         assert later.submit(gated, tmp_path, "job").result(120) == "job"
     assert future.result(60) == "job"
+
+
+def test_a_broker_that_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with own_instance(cpus=2) as uri:
+        instance = Bindings(uri)
+        assert instance.rows(["f1"]) == []
+        monkeypatch.setattr("dask_batch.backends.flux.bindings._ANSWER_S", 0.5)
+        broker = pid_of_broker(uri)
+        os.kill(broker, signal.SIGSTOP)
+        try:
+            for ask in (lambda: instance.rows(["f1"]), lambda: instance.named(["a"])):
+                with pytest.raises(BackendUnavailableError, match="does not answer"):
+                    ask()
+        finally:
+            os.kill(broker, signal.SIGCONT)
+        monkeypatch.undo()
+        assert instance.rows(["f1"]) == []

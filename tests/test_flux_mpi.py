@@ -1,4 +1,4 @@
-"""MPI on a real Flux: a job of several ranks is an instance of its own, in which they are started."""
+"""MPI on a real Flux: a job of several ranks is an instance, in which they are started."""
 
 from __future__ import annotations
 

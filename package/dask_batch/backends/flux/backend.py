@@ -115,10 +115,11 @@ class FluxBackend:
     def submit(self, jobs: Sequence[Job], accepted: Callable[[str, str], None]) -> None:
         """Hand over jobs, parents before children, a level at a time; roots held."""
         self._journal.ensure()
-        urgencies = {job.name: urgency_of(job.resources) for job in jobs}
+        held = {job.name: urgency_of(job.resources) for job in jobs if not job.parents}
 
         def taken(name: str, job_id: str) -> None:
-            self._urgencies[job_id] = urgencies[name]
+            if name in held:
+                self._urgencies[job_id] = held[name]
             accepted(name, job_id)
 
         self._submitter(jobs, taken)

@@ -26,6 +26,8 @@ __all__ = ["Bindings", "load"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
+_ANSWER_S = 120.0
+"""After so long without an answer a broker counts as not answering."""
 _GONE: Final = frozenset(
     {
         *(errno.EPIPE, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN),
@@ -72,8 +74,20 @@ def _answering(forget: Callable[[], None]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _GONE:
             raise
-        forget()
+        if error.errno != errno.ETIMEDOUT:  # it may only be slow: a new connection would be, too
+            forget()
         raise BackendUnavailableError(f"the Flux instance does not answer: {error}") from error
+
+
+def _answered(sent: Any) -> Any:
+    """Wait for the answer to what was sent, but not for ever.
+
+    Raises
+    ------
+    OSError
+        There is none (``ETIMEDOUT``), or it is an error.
+    """
+    return sent.wait_for(_ANSWER_S)
 
 
 class Bindings:
@@ -134,6 +148,7 @@ class Bindings:
         """Send all, then collect the ids: one by one each would cost some 35 ms."""
         with self._handle() as handle:
             sent = [self._send(handle, request) for request in requests]
+            logger.debug("flux submit: %s", ", ".join(request.name for request in requests))
             return [self._taken(each) for each in sent]
 
     def _send(self, handle: Any, request: Request) -> Any:
@@ -147,7 +162,7 @@ class Bindings:
         if isinstance(sent, Refused):
             return sent
         try:
-            return str(sent.get_id().f58plain)
+            return str(_answered(sent).get_id().f58plain)
         except OSError as error:
             if error.errno in _GONE:
                 raise
@@ -171,7 +186,7 @@ class Bindings:
         with self._handle() as handle:
             for sent in [handle.rpc(topic, payload) for payload in payloads]:
                 try:
-                    sent.get()
+                    _answered(sent).get()
                 except OSError as error:
                     if error.errno not in _NOT_THERE:
                         raise
@@ -186,7 +201,7 @@ class Bindings:
             ask = self._flux.job.job_list_id
             for sent in [ask(handle, self._id(i), attrs=list(ATTRIBUTES)) for i in job_ids]:
                 try:
-                    found.append(row_of(self._flux, sent.get_job()))
+                    found.append(row_of(self._flux, _answered(sent).get_job()))
                 except OSError as error:
                     if error.errno not in _NOT_THERE:
                         raise
@@ -205,7 +220,7 @@ class Bindings:
             answer = self._flux.job.job_list(
                 handle, max_entries=0, attrs=list(ATTRIBUTES), constraint=dict(constraint)
             )
-            return [row_of(self._flux, job) for job in answer.get_jobs()]
+            return [row_of(self._flux, job) for job in _answered(answer).get_jobs()]
 
     def note(self, job_id: str) -> Mapping[str, Any]:
         """Look into the job's own jobspec."""
@@ -222,7 +237,8 @@ class Bindings:
     def machine(self) -> Machine:
         """Ask for the resources; nodes that are down count as well: they may come back."""
         with self._handle() as handle:
-            known = self._flux.resource.resource_list(handle).get().all.to_dict()
+            known = self._flux.resource.resource_list(handle)
+            known = _answered(known).get().all.to_dict()
         nodes: list[tuple[int, int]] = []
         for kind in known["execution"]["R_lite"]:
             children = kind["children"]

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 _GATE: Final = "gate-"
 _OPENER: Final = "opener-"
+_ANY_FLUX: Final = ("sh", "-c", 'f="$1"; shift; "$f" "$@" || flux "$@"', "opener")
+"""Runs a command of Flux: with its program as it is called here, or else as a node finds it."""
 _FINISH: Final = "after-finish"
 _RUN_TIME_S: Final = 300.0
 _NAMES_PER_CALL: Final = 500
@@ -82,7 +84,7 @@ class Gates:
         return self._writer.aside(
             job,
             _OPENER + name,
-            [self._instance.command, *words],
+            [*_ANY_FLUX, self._instance.command, *words],
             urgency=URGENT,
             run_time_s=_RUN_TIME_S,
             dependencies=(Dependency("afterok", job_id),),

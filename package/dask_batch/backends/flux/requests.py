@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
+from dask_batch.backends import logs
 from dask_batch.backends.base import Job
 from dask_batch.backends.flux.instance import NORMAL, URGENT, Dependency, Machine, Request
 from dask_batch.backends.local.machine import thread_variables
@@ -216,16 +216,18 @@ class Writer:
     def _argv(self, job: Job) -> Sequence[str]:
         if not job.resources.get("job_script_prologue"):
             return self._command(job)
-        return ["/usr/bin/env", "bash", str(self._written(job))]
+        return ["/usr/bin/env", "bash", self._log(job, "sh")]
 
-    def _written(self, job: Job) -> Path:
-        """Write a job's script beside its logs, for its owner alone."""
+    def prepare(self, job: Job) -> None:
+        """Make the files that a job needs, for their owner alone: its logs, and its script."""
         job.log_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = job.log_directory.absolute() / f"{job.index}.sh"
+        logs.prepare(job)
+        if not job.resources.get("job_script_prologue"):
+            return
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+        descriptor = os.open(self._log(job, "sh"), flags, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
             file.write(self.script(job))
-        return path
 
     def _log(self, job: Job, suffix: str) -> str:
         return str(job.log_directory.absolute() / f"{job.index}.{suffix}")

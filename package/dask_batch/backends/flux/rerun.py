@@ -59,7 +59,6 @@ class Rerun:
                 return chosen
         else:
             logs.separate(job)
-            logs.prepare(job)
             chosen = self._submitter.again(job)
             logger.info("job %s (%s) runs once more, as %s", job_id, job.name, chosen)
         self._gates.open_with(job, chosen)

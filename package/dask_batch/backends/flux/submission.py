@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from dask_batch.backends import logs
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.flux.gates import Gates
 from dask_batch.backends.flux.instance import (
@@ -132,8 +131,7 @@ class Submitter:
         """Hand over jobs that do not wait for each other; report all that were taken."""
         requests = [self._request(job, waits) for job in level]
         for job in level:
-            job.log_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            logs.prepare(job)
+            self._writer.prepare(job)
         ids: dict[str, str] = {}
         failure: BaseException | None = None
         for job, request, answer in zip(
@@ -170,6 +168,7 @@ class Submitter:
         SubmissionError
             It is refused.
         """
+        self._writer.prepare(job)
         dependencies = [Dependency("afterok", job_id) for job_id in job.after]
         request = self._writer.request(job, dependencies, urgency=HOLD)
         (answer,) = self._instance.submit([request])
