@@ -307,3 +307,24 @@ def test_a_queue_that_is_full_is_filled_again(tmp_path, monkeypatch):
         with FluxClusterExecutor(cache_directory=cache, steward=False) as exe:
             futures = [exe.submit(add_funct, i, i) for i in range(10)]
             assert [future.result(120) for future in futures] == [2 * i for i in range(10)]
+
+
+def test_repeatable_jobs_and_their_gates_share_a_small_queue(tmp_path, monkeypatch):
+    with FakeFlux(tmp_path / "fake", max_jobs=6) as fake:
+        monkeypatch.setattr("dask_batch.backends.flux.backend.Bindings", lambda uri=None: fake)
+        asked = {"retries": 1, "retry_exceptions": True}
+        options = {"cache_directory": tmp_path / "cache", "resource_dict": asked}
+        with FluxClusterExecutor(steward=False, **options, **QUICK) as exe:
+            firsts = [exe.submit(fails_at_first, tmp_path, i) for i in range(6)]
+            seconds = [exe.submit(add_funct, first, 1) for first in firsts]
+            thirds = [exe.submit(add_funct, second, 1) for second in seconds]
+            assert [third.result(200) for third in thirds] == [i + 2 for i in range(6)]
+        until(lambda: not fake.active())
+
+
+def fails_at_first(folder, number):
+    path = folder / f"{number}.first"
+    if not path.exists():
+        path.touch()
+        raise LookupError("at first")
+    return number
