@@ -67,6 +67,8 @@ class Options:
         bound that.
     local_gpus : Declared or None
         What is said of the GPUs of this machine, where jobs run on it.
+    flux_uri : str or None
+        The Flux instance that jobs go to, as ``FLUX_URI`` has it; None: the enclosing one.
     """
 
     backend: str
@@ -87,13 +89,12 @@ class Options:
     steward: bool = True
     max_cores: int | None = None
     local_gpus: Declared | None = None
+    flux_uri: str | None = None
 
     @property
     def setup(self) -> Setup:
         """What is said of the backend as a whole."""
-        return Setup(
-            max_workers=self.max_workers, max_cores=self.max_cores, local_gpus=self.local_gpus
-        )
+        return Setup(**{said.name: getattr(self, said.name) for said in fields(Setup)})
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -109,7 +110,7 @@ def _setting(keyword: str) -> str:
     return keyword.removesuffix("_s").replace("_", "-")
 
 
-_KEYWORDS_ONLY: Final = frozenset({"max_cores", "max_workers"})
+_KEYWORDS_ONLY: Final = frozenset({"flux_uri", "max_cores", "max_workers"})
 SETTINGS: Final = {
     _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY
 }
@@ -219,6 +220,8 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
             checked[name] = _count(name, value)
         elif name == "local_gpus":
             checked[name] = _gpus(name, value)
+        elif name == "flux_uri" and not isinstance(value, str):
+            raise ConfigurationError(f"flux_uri must be a text as FLUX_URI has it, not {value!r}")
         elif name == "steward":
             checked[name] = _flag(name, value)
         elif name.endswith("_factor"):

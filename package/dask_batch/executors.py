@@ -14,7 +14,7 @@ from dask_batch.future import BatchFuture
 from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session, open_session
 
-__all__ = ["BatchExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
+__all__ = ["BatchExecutor", "FluxClusterExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
 
 
 class BatchExecutor(concurrent.futures.Executor):
@@ -236,3 +236,9 @@ class SlurmClusterExecutor(BatchExecutor):
     __doc__ = BatchExecutor.__doc__
 
     backend: ClassVar[str] = "slurm"
+
+
+class FluxClusterExecutor(BatchExecutor):
+    __doc__ = BatchExecutor.__doc__
+
+    backend: ClassVar[str] = "flux"
