@@ -64,6 +64,13 @@ class Options:
     max_cores : int or None
         On how many CPUs the jobs of this executor may run at the same time, where the backend can
         bound that.
+    refresh_rate : float or None
+        Seconds between two looks at the store; None: as often as they are worth their cost. The
+        batch system is never asked more often for it.
+    disable_dependencies : bool
+        Whether a future among the arguments is an error.
+    log_obj_size : bool
+        Whether to log how large calls and graphs are, pickled.
     """
 
     backend: str
@@ -83,6 +90,9 @@ class Options:
     retry_time_factor: float = 2.0
     steward: bool = True
     max_cores: int | None = None
+    refresh_rate: float | None = None
+    disable_dependencies: bool = False
+    log_obj_size: bool = False
 
     @property
     def setup(self) -> Setup:
@@ -103,7 +113,9 @@ def _setting(keyword: str) -> str:
     return keyword.removesuffix("_s").replace("_", "-")
 
 
-_KEYWORDS_ONLY: Final = frozenset({"max_cores", "max_workers"})
+_KEYWORDS_ONLY: Final = frozenset(
+    {"disable_dependencies", "log_obj_size", "max_cores", "max_workers", "refresh_rate"}
+)
 SETTINGS: Final = {
     _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY
 }
@@ -206,8 +218,10 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in chosen.items():
         if name in ("max_cores", "max_jobs", "max_workers"):
             checked[name] = _count(name, value)
-        elif name == "steward":
+        elif name in ("disable_dependencies", "log_obj_size", "steward"):
             checked[name] = _flag(name, value)
+        elif name == "refresh_rate":
+            checked[name] = _interval(name, value)
         elif name.endswith("_factor"):
             checked[name] = _factor(name, value)
         elif name.endswith("_s"):
@@ -241,6 +255,13 @@ def _factor(name: str, value: Any) -> float:
     if isinstance(value, (bool, str)) or not 1 <= factor < float("inf"):
         raise ConfigurationError(f"{name} must be a number from 1, not {value!r}")
     return factor
+
+
+def _interval(name: str, value: Any) -> float:
+    seconds = _duration(name, value)
+    if seconds == 0:
+        raise ConfigurationError(f"{name} must be more than 0 seconds, not {value!r}")
+    return seconds
 
 
 def _duration(name: str, value: Any) -> float:
