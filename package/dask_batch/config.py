@@ -142,12 +142,14 @@ def resolve(**keywords: Any) -> Options:
     chosen = {name: value for name, value in configured.items() if value is not None}
     chosen.update({name: value for name, value in explicit.items() if value is not None})
     chosen["backend"] = choose_backend(chosen.get("backend"))
-    chosen["cache_directory"] = _folder(chosen["cache_directory"])
     chosen["resource_dict"] = merge_resources(
         _from_jobqueue() if chosen["backend"] == "slurm" else {},
         _mapping("resource_dict", configured.get("resource_dict")),
         _mapping("resource_dict", explicit.get("resource_dict")),
     )
+    # Where it stands among the resources it means those of every task: all of them.
+    folder = chosen["resource_dict"].pop("cache_directory", chosen["cache_directory"])
+    chosen["cache_directory"] = _folder(folder)
     chosen["resource_rules"] = {
         str(pattern): dict(_mapping(f"resource_rules[{pattern!r}]", rule))
         for pattern, rule in _mapping("resource_rules", chosen.get("resource_rules")).items()

@@ -28,7 +28,7 @@ from dask_batch.packing import CALL, Pack, PreparedJob, function_name, name_of
 from dask_batch.spec import Call, Task, references
 from dask_batch.surroundings import Surroundings
 
-__all__ = ["PreparedGraph", "PreparedJob", "Preparer", "name_of"]
+__all__ = ["PreparedGraph", "PreparedJob", "Preparer", "call_resources", "name_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Preparer:
         SerializationError
             Something in it cannot be pickled.
         """
-        normal = self.call_resources(asked)
+        normal = call_resources(asked)
         said = {**asked, "ranks": normal["cores"]}  # what cores are at an executor
         task = Task(CALL, Call(function, args, kwargs), {"resources": said})
         outside = self._outside()
@@ -107,10 +107,6 @@ class Preparer:
         job = pack.job([task], normal, self._retry([options]), wanted=True)
         self._tell_size(f"the call of {job.function}", [job], outside)
         return job
-
-    def call_resources(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Check the resources of a call, and bring them to normal form."""
-        return resources.for_executor_call(asked, template_variables=_variables(asked))
 
     # ---- a graph -----------------------------------------------------------------------------
 
@@ -233,6 +229,11 @@ class _Needs:
         if known not in self._options:
             self._options[known] = resources.task_options(said)
         return self._options[known]
+
+
+def call_resources(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the resources of a call, and bring them to normal form."""
+    return resources.for_executor_call(asked, template_variables=_variables(asked))
 
 
 def said_resources(annotations: Mapping[str, Any]) -> dict[str, Any]:

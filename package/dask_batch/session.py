@@ -26,7 +26,7 @@ from dask_batch.graph.writers import let_go
 from dask_batch.graphrun import GraphRun
 from dask_batch.handover import HandOver
 from dask_batch.outside import Barred, NotYet, ParentFailed
-from dask_batch.preparation import Preparer, name_of
+from dask_batch.preparation import Preparer, call_resources, name_of
 from dask_batch.request import Request
 from dask_batch.standing import Standings
 from dask_batch.surroundings import Surroundings
@@ -155,7 +155,7 @@ class Session:
 
     def _check(self, asked: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Check resources and template, once for all calls that ask for the same."""
-        normal = self._preparer.call_resources(asked)
+        normal = call_resources(asked)
         known = repr(sorted(normal.items(), key=str))
         if known not in self._checked:
             self.backend.check([self._job(normal, name)])
