@@ -33,7 +33,10 @@ def test_the_file_of_defaults_says_what_the_class_says():
 def test_every_option_has_a_setting_and_every_setting_an_option():
     config.register_defaults()
     assert set(dask.config.get("batch")) == set(config.SETTINGS)
-    assert set(config.SETTINGS.values()) == set(config.KEYWORDS) - {"max_cores", "max_workers"}
+    keywords_only = {
+        "disable_dependencies", "log_obj_size", "max_cores", "max_workers", "refresh_rate",
+    }  # fmt: skip
+    assert set(config.SETTINGS.values()) == set(config.KEYWORDS) - keywords_only
 
 
 def test_a_keyword_is_before_the_configuration_and_that_before_the_default():
@@ -99,6 +102,10 @@ def test_an_unknown_keyword_lists_the_known_ones():
         ("resource_rules", {"x*": 3}),
         ("shortest_poll_s", "soon"),
         ("shortest_poll_s", -1),
+        ("refresh_rate", 0),
+        ("refresh_rate", "often"),
+        ("log_obj_size", "yes"),
+        ("disable_dependencies", 1.5),
         ("output_grace_s", float("inf")),
         ("output_grace_s", float("nan")),
         ("backend", "slrum"),
@@ -115,7 +122,10 @@ def test_values_that_make_no_sense_are_refused_by_name(keyword, value):
     ("keyword", "default", "other"),
     [
         ("block_allocation", False, True),
-        ("refresh_rate", 0.01, 1),
+        ("flux_executor", None, object()),
+        ("flux_executor_nesting", False, True),
+        ("flux_log_files", True, "flux.out"),
+        ("plot_dependency_graph", False, True),
         ("restart_limit", 0, 2),
         ("wait", True, False),
     ],

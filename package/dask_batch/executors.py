@@ -19,7 +19,7 @@ from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session
 from dask_batch.sessions import Sessions
 
-__all__ = ["BatchExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
+__all__ = ["BaseExecutor", "BatchExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
 
 
 class BatchExecutor(Surface):
@@ -255,6 +255,10 @@ class BatchExecutor(Surface):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} cache={str(self.cache_directory)!r}>"
+
+
+BaseExecutor = BatchExecutor
+"""What all executors are an instance of, by the name that it has in executorlib."""
 
 
 class SingleNodeExecutor(BatchExecutor):
