@@ -13,10 +13,14 @@ from dask_batch.config import Options
 from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
 
-__all__ = ["Surface"]
+__all__ = ["FixedWorkersError", "Surface"]
 
 _OF_EACH_CALL = ("cores", "threads_per_core", "gpus_per_core", "cwd", "openmpi_oversubscribe")
 _DEFAULTS = {"cores": 1, "threads_per_core": 1, "gpus_per_core": 0, "openmpi_oversubscribe": False}
+
+
+class FixedWorkersError(ConfigurationError, NotImplementedError):
+    """The number of workers of this executor cannot be changed."""
 
 
 class Surface(concurrent.futures.Executor):
@@ -90,7 +94,7 @@ class Surface(concurrent.futures.Executor):
 
     @max_workers.setter
     def max_workers(self, max_workers: int) -> None:
-        raise ConfigurationError(
+        raise FixedWorkersError(
             f"max_workers={max_workers!r}: the number of workers can only be changed where there "
             "are workers, with block_allocation=True; without them, create another executor"
         )
