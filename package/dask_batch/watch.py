@@ -92,7 +92,7 @@ class Watch:
         self._pace = pace
         self._sighting = Sighting(cache)
         self._polling = Polling(backend, pace)
-        self._rhythm = Rhythm(time.monotonic())
+        self._rhythm = Rhythm(time.monotonic(), pace.fixed_look_s)
         self._next_scan = 0.0
         history = History(cache, standings.claims)
         self.ghosts = Ghosts(history, backend)
