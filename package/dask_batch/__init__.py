@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from dask_batch.compat.recall import get_future_from_cache
     from dask_batch.compat.selection import get_item_from_future, split_future
     from dask_batch.compat.terminating import terminate_task_in_cache, terminate_tasks_in_cache
-    from dask_batch.executors import BaseExecutor, SingleNodeExecutor, SlurmClusterExecutor
+    from dask_batch.executors import (
+        BaseExecutor,
+        FluxClusterExecutor,
+        SingleNodeExecutor,
+        SlurmClusterExecutor,
+    )
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
     from dask_batch.runs import cancel, explain, get_cache_data, status
@@ -32,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "File": "dask_batch.inputs",
+    "FluxClusterExecutor": "dask_batch.executors",
     "SingleNodeExecutor": "dask_batch.executors",
     "SlurmClusterExecutor": "dask_batch.executors",
     "cancel": "dask_batch.runs",
@@ -59,6 +65,7 @@ _EXECUTORLIB = {
 __all__ = [
     "BaseExecutor",
     "File",
+    "FluxClusterExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
     "__version__",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dask_batch.backends.command import client_environment
+from dask_batch.backends.gpus import Declared, declared
 from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
@@ -64,6 +65,10 @@ class Options:
     max_cores : int or None
         On how many CPUs the jobs of this executor may run at the same time, where the backend can
         bound that.
+    local_gpus : Declared or None
+        What is said of the GPUs of this machine, where jobs run on it.
+    flux_uri : str or None
+        The Flux instance that jobs go to, as ``FLUX_URI`` has it; None: the enclosing one.
     refresh_rate : float or None
         Seconds between two looks at the store; None: as often as they are worth their cost. The
         batch system is never asked more often for it.
@@ -90,6 +95,8 @@ class Options:
     retry_time_factor: float = 2.0
     steward: bool = True
     max_cores: int | None = None
+    local_gpus: Declared | None = None
+    flux_uri: str | None = None
     refresh_rate: float | None = None
     disable_dependencies: bool = False
     log_obj_size: bool = False
@@ -97,7 +104,7 @@ class Options:
     @property
     def setup(self) -> Setup:
         """What is said of the backend as a whole."""
-        return Setup(max_workers=self.max_workers, max_cores=self.max_cores)
+        return Setup(**{said.name: getattr(self, said.name) for said in fields(Setup)})
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -114,7 +121,7 @@ def _setting(keyword: str) -> str:
 
 
 _KEYWORDS_ONLY: Final = frozenset(
-    {"disable_dependencies", "log_obj_size", "max_cores", "max_workers", "refresh_rate"}
+    {"disable_dependencies", "flux_uri", "log_obj_size", "max_cores", "max_workers", "refresh_rate"}
 )
 SETTINGS: Final = {
     _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY
@@ -142,6 +149,11 @@ def resolve(**keywords: Any) -> Options:
     chosen = {name: value for name, value in configured.items() if value is not None}
     chosen.update({name: value for name, value in explicit.items() if value is not None})
     chosen["backend"] = choose_backend(chosen.get("backend"))
+    if explicit.get("local_gpus") is not None and chosen["backend"] != "local":
+        raise ConfigurationError(
+            f"local_gpus={explicit['local_gpus']!r}: it is the batch system that knows the GPUs of "
+            "its nodes; this is an option of the local queue"
+        )
     chosen["resource_dict"] = merge_resources(
         _from_jobqueue() if chosen["backend"] == "slurm" else {},
         _mapping("resource_dict", configured.get("resource_dict")),
@@ -220,6 +232,10 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in chosen.items():
         if name in ("max_cores", "max_jobs", "max_workers"):
             checked[name] = _count(name, value)
+        elif name == "local_gpus":
+            checked[name] = _gpus(name, value)
+        elif name == "flux_uri" and not isinstance(value, str):
+            raise ConfigurationError(f"flux_uri must be a text as FLUX_URI has it, not {value!r}")
         elif name in ("disable_dependencies", "log_obj_size", "steward"):
             checked[name] = _flag(name, value)
         elif name == "refresh_rate":
@@ -245,6 +261,13 @@ def _count(name: str, value: Any) -> int:
 def _flag(name: str, value: Any) -> bool:
     try:
         return flag(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _gpus(name: str, value: Any) -> Declared | None:
+    try:
+        return declared(value)
     except ValueError as error:
         raise ConfigurationError(f"{name} {error}, not {value!r}") from None
 

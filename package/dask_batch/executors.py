@@ -19,7 +19,13 @@ from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session
 from dask_batch.sessions import Sessions
 
-__all__ = ["BaseExecutor", "BatchExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
+__all__ = [
+    "BaseExecutor",
+    "BatchExecutor",
+    "FluxClusterExecutor",
+    "SingleNodeExecutor",
+    "SlurmClusterExecutor",
+]
 
 
 class BatchExecutor(Surface):
@@ -271,3 +277,9 @@ class SlurmClusterExecutor(BatchExecutor):
     __doc__ = BatchExecutor.__doc__
 
     backend: ClassVar[str] = "slurm"
+
+
+class FluxClusterExecutor(BatchExecutor):
+    __doc__ = BatchExecutor.__doc__
+
+    backend: ClassVar[str] = "flux"

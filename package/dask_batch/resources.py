@@ -60,6 +60,7 @@ KNOWN: Final[Mapping[str, Key]] = {
         _resource("cores", values.count, "", "executor: MPI ranks; Dask: CPUs of one process", 1),
         _resource("threads_per_core", values.count, "CPUs", "CPUs of each rank", 1),
         _resource("gpus_per_core", values.natural, "GPUs", "GPUs of each rank", 0),
+        _resource("gpu_request", values.gpu_request, "", "option of sbatch that asks for GPUs"),
         _resource("memory_max", values.gigabytes, "GB", "memory of the job on a node"),
         _resource("run_time_max", values.seconds, "s", "time limit"),
         _resource("partition", values.word, "", "partition (queue)"),
@@ -312,7 +313,7 @@ def chain_resources(chain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ResourceError
         Two of them cannot be met by one job (see :func:`can_chain`).
     """
-    if not all(can_chain(chain[0], other) for other in chain):
+    if not all(can_chain(chain[0], other) for other in chain[1:]):
         raise ResourceError("tasks that ask for different resources cannot be one job")
     combined = dict(chain[-1])
     combined["threads_per_core"] = max(_given(chain, "threads_per_core"), default=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from dask_batch import resources
 from dask_batch.backends import open_backend
-from dask_batch.backends.base import Backend, Job
+from dask_batch.backends.base import Backend, Job, tells_at_once
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
@@ -273,9 +273,10 @@ def _pace(backend: Backend, options: Options) -> Pace:
         return Pace(
             0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0, fixed_look_s=options.refresh_rate
         )
+    prompt = tells_at_once(backend)
     return Pace(
-        options.shortest_poll_s,
-        options.longest_poll_s,
+        0.0 if prompt else options.shortest_poll_s,
+        0.0 if prompt else options.longest_poll_s,
         output_grace_s=options.output_grace_s,
         failure_grace_s=options.failure_grace_s,
         fixed_look_s=options.refresh_rate,

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from dask_batch.backends.base import Backend
+from dask_batch.backends.gpus import Declared
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
 
 __all__ = ["NOTHING_SAID", "Setup", "choose_backend", "open_backend"]
@@ -26,10 +27,16 @@ class Setup:
     ----------
     max_workers, max_cores
         How many of the jobs handed to it may run at a time, and on how many CPUs together.
+    local_gpus
+        What is declared of this machine's GPUs, for backends that run jobs on it.
+    flux_uri
+        Which Flux instance it is, as ``FLUX_URI`` has it; None: the enclosing one.
     """
 
     max_workers: int | None = None
     max_cores: int | None = None
+    local_gpus: Declared | None = None
+    flux_uri: str | None = None
 
     def refuse(self, remedy: str, *names: str) -> None:
         """Refuse options that a backend cannot meet.
@@ -54,18 +61,34 @@ def _local(setup: Setup) -> Backend:
     from dask_batch.backends.local.backend import LocalBackend
 
     setup.refuse("the local queue counts jobs: use max_workers", "max_cores")
-    return LocalBackend(max_workers=setup.max_workers)
+    setup.refuse(_NO_FLUX, "flux_uri")
+    return LocalBackend(max_workers=setup.max_workers, gpus=setup.local_gpus)
 
 
 def _slurm(setup: Setup) -> Backend:
     from dask_batch.backends.slurm.backend import SlurmBackend
 
     setup.refuse(_CLUSTER, "max_workers", "max_cores")
+    setup.refuse(_NO_FLUX, "flux_uri")
     return SlurmBackend()
 
 
-_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {"local": _local, "slurm": _slurm}
-_LATER: Final = ("flux", "flux-step", "slurm-step")
+def _flux(setup: Setup, name: str = "flux") -> Backend:
+    from dask_batch.backends.flux.backend import open_flux
+
+    setup.refuse(_CLUSTER, "max_workers", "max_cores")
+    return open_flux(name, setup.flux_uri)
+
+
+_NO_FLUX: Final = "it names a Flux instance: use FluxClusterExecutor, or backend='flux'"
+_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "flux": _flux,
+}
+_LATER: Final = ("flux-step", "slurm-step")
+_ONE_FLUX: Final = "flux@"
+"""Begins the names of backends that say which instance they are: see :mod:`.flux.places`."""
 _said: set[str] = set()
 NOTHING_SAID: Final = Setup()
 
@@ -76,7 +99,8 @@ def choose_backend(name: str | None = None) -> str:
     Parameters
     ----------
     name
-        What was asked for; None: Slurm where ``sbatch`` is on the path, else the local queue.
+        What was asked for; None: Flux where ``FLUX_URI`` is set, Slurm where ``sbatch`` is on the
+        path, else the local queue.
 
     Raises
     ------
@@ -92,7 +116,7 @@ def choose_backend(name: str | None = None) -> str:
             f"the backend {name!r} is not in this version of dask-batch; use "
             f"{' or '.join(map(repr, _BACKENDS))}"
         )
-    if name not in _BACKENDS:
+    if name not in _BACKENDS and not str(name).startswith(_ONE_FLUX):
         nearest = get_close_matches(str(name), _BACKENDS, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigurationError(
@@ -103,9 +127,11 @@ def choose_backend(name: str | None = None) -> str:
 
 def _choice() -> str:
     if os.environ.get("FLUX_URI"):
-        _say("FLUX_URI is set, but the Flux backend is not in this version: looking further")
-    name = "slurm" if shutil.which("sbatch") else "local"
-    reason = "sbatch is on the path" if name == "slurm" else "no batch system was found"
+        name, reason = "flux", "FLUX_URI is set"
+    elif shutil.which("sbatch"):
+        name, reason = "slurm", "sbatch is on the path"
+    else:
+        name, reason = "local", "no batch system was found"
     _say(f"backend {name!r}, since {reason} (to choose another: backend=, or batch.backend)")
     return name
 
@@ -131,4 +157,6 @@ def open_backend(name: str, setup: Setup = NOTHING_SAID) -> Backend:
     ConfigurationError, BackendUnavailableError
         As :func:`choose_backend`; or its batch system is not on this machine.
     """
+    if name.startswith(_ONE_FLUX):
+        return _flux(setup, name)
     return _BACKENDS[choose_backend(name)](setup)
