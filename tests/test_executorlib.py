@@ -38,6 +38,7 @@ ROOT = [
     "terminate_task_in_cache",
     "terminate_tasks_in_cache",
     "BaseExecutor",
+    "FluxClusterExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
 ]
