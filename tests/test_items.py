@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 from bodies import add, fail, gated, noted, open_gate, traces
@@ -152,3 +153,9 @@ def test_an_item_of_a_result_in_another_cache_is_found(
 def test_what_cannot_be_split_is_said_at_once(call: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         call()
+
+
+def test_an_item_in_a_graph_is_its_value(exe: SingleNodeExecutor, tmp_path: Path) -> None:
+    part = get_item_from_future(exe.submit(triple, tmp_path, 5), 2)
+    lazy = dask.delayed(add)(part, dask.delayed(add)(1, [part][0]))
+    assert dask.compute(lazy, scheduler=exe) == (11,)
