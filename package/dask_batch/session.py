@@ -12,6 +12,7 @@ from typing import Any
 from dask_batch import resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
@@ -82,8 +83,10 @@ class Session:
             "failure_grace_s": options.failure_grace_s,
         }
         pace = _pace(backend, options)
+        # Where jobs end with their client, there is nobody to go on without it.
+        alone = ends_with_client(backend.name)
         self.engine = Engine(
-            HandOver(standings, common=common, steward=options.steward),
+            HandOver(standings, common=common, steward=options.steward and not alone),
             Watch(cache, backend, pace, standings),
         )
         self.deferred = Deferred()

@@ -64,8 +64,21 @@ def _slurm(setup: Setup) -> Backend:
     return SlurmBackend()
 
 
-_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {"local": _local, "slurm": _slurm}
-_LATER: Final = ("flux", "flux-step", "slurm-step")
+def _slurm_step(setup: Setup) -> Backend:
+    from dask_batch.backends.within.backend import WithinBackend
+    from dask_batch.backends.within.steps import NAME, StepLauncher
+
+    return WithinBackend(
+        StepLauncher.here(), name=NAME, max_workers=setup.max_workers, max_cores=setup.max_cores
+    )
+
+
+_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "slurm-step": _slurm_step,
+}
+_LATER: Final = ("flux", "flux-step")
 _said: set[str] = set()
 NOTHING_SAID: Final = Setup()
 

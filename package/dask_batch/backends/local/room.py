@@ -118,7 +118,7 @@ class Room:
         for (*_, job), shape in heads:
             if self._capped(job.demand):
                 continue
-            if shape[0] <= self.free_cpus and shape[1] <= self.free_memory_bytes:
+            if self._fits(job.demand):
                 if blocked is not None:
                     blocked.passed_over += 1
                 heapq.heappop(self._ready[shape])
@@ -128,6 +128,10 @@ class Room:
                     return None
                 blocked = job
         return None
+
+    def _fits(self, demand: Demand) -> bool:
+        """Whether there is room for a job at this moment."""
+        return demand.cpus <= self.free_cpus and demand.memory_bytes <= self.free_memory_bytes
 
     def _capped(self, demand: Demand) -> bool:
         """Whether a job's group runs as many jobs as it may."""
