@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dask_batch.backends.command import client_environment
+from dask_batch.backends.gpus import Declared, declared
 from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
@@ -64,6 +65,8 @@ class Options:
     max_cores : int or None
         On how many CPUs the jobs of this executor may run at the same time, where the backend can
         bound that.
+    local_gpus : Declared or None
+        What is said of the GPUs of this machine, where jobs run on it.
     """
 
     backend: str
@@ -83,11 +86,14 @@ class Options:
     retry_time_factor: float = 2.0
     steward: bool = True
     max_cores: int | None = None
+    local_gpus: Declared | None = None
 
     @property
     def setup(self) -> Setup:
         """What is said of the backend as a whole."""
-        return Setup(max_workers=self.max_workers, max_cores=self.max_cores)
+        return Setup(
+            max_workers=self.max_workers, max_cores=self.max_cores, local_gpus=self.local_gpus
+        )
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -130,6 +136,11 @@ def resolve(**keywords: Any) -> Options:
     chosen = {name: value for name, value in configured.items() if value is not None}
     chosen.update({name: value for name, value in explicit.items() if value is not None})
     chosen["backend"] = choose_backend(chosen.get("backend"))
+    if explicit.get("local_gpus") is not None and chosen["backend"] != "local":
+        raise ConfigurationError(
+            f"local_gpus={explicit['local_gpus']!r}: it is the batch system that knows the GPUs of "
+            "its nodes; this is an option of the local queue"
+        )
     chosen["cache_directory"] = _folder(chosen["cache_directory"])
     chosen["resource_dict"] = merge_resources(
         _from_jobqueue() if chosen["backend"] == "slurm" else {},
@@ -206,6 +217,8 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in chosen.items():
         if name in ("max_cores", "max_jobs", "max_workers"):
             checked[name] = _count(name, value)
+        elif name == "local_gpus":
+            checked[name] = _gpus(name, value)
         elif name == "steward":
             checked[name] = _flag(name, value)
         elif name.endswith("_factor"):
@@ -229,6 +242,13 @@ def _count(name: str, value: Any) -> int:
 def _flag(name: str, value: Any) -> bool:
     try:
         return flag(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _gpus(name: str, value: Any) -> Declared | None:
+    try:
+        return declared(value)
     except ValueError as error:
         raise ConfigurationError(f"{name} {error}, not {value!r}") from None
 

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from dask_batch.backends.base import Backend
+from dask_batch.backends.gpus import Declared
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
 
 __all__ = ["NOTHING_SAID", "Setup", "choose_backend", "open_backend"]
@@ -26,10 +27,13 @@ class Setup:
     ----------
     max_workers, max_cores
         How many of the jobs handed to it may run at a time, and on how many CPUs together.
+    local_gpus
+        What is declared of this machine's GPUs, for backends that run jobs on it.
     """
 
     max_workers: int | None = None
     max_cores: int | None = None
+    local_gpus: Declared | None = None
 
     def refuse(self, remedy: str, *names: str) -> None:
         """Refuse options that a backend cannot meet.
@@ -54,7 +58,7 @@ def _local(setup: Setup) -> Backend:
     from dask_batch.backends.local.backend import LocalBackend
 
     setup.refuse("the local queue counts jobs: use max_workers", "max_cores")
-    return LocalBackend(max_workers=setup.max_workers)
+    return LocalBackend(max_workers=setup.max_workers, gpus=setup.local_gpus)
 
 
 def _slurm(setup: Setup) -> Backend:
