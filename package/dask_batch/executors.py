@@ -18,6 +18,7 @@ from dask_batch.session import Session, open_session
 
 __all__ = [
     "BatchExecutor",
+    "FluxJobExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
     "SlurmJobExecutor",
@@ -338,3 +339,9 @@ class SlurmJobExecutor(JobExecutor):
     __doc__ = JobExecutor.__doc__
 
     backend: ClassVar[str] = "slurm-step"
+
+
+class FluxJobExecutor(JobExecutor):
+    __doc__ = JobExecutor.__doc__
+
+    backend: ClassVar[str] = "flux-step"

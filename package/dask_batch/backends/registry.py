@@ -77,12 +77,22 @@ def _slurm_step(setup: Setup) -> Backend:
     )
 
 
+def _flux_step(setup: Setup) -> Backend:
+    from dask_batch.backends.within.backend import WithinBackend
+    from dask_batch.backends.within.fluxrun import NAME, FluxRunLauncher
+
+    return WithinBackend(
+        FluxRunLauncher.here(), name=NAME, max_workers=setup.max_workers, max_cores=setup.max_cores
+    )
+
+
 _BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {
     "local": _local,
     "slurm": _slurm,
     "slurm-step": _slurm_step,
+    "flux-step": _flux_step,
 }
-_LATER: Final = ("flux", "flux-step")
+_LATER: Final = ("flux",)
 _said: set[str] = set()
 NOTHING_SAID: Final = Setup()
 

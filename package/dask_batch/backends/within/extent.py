@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from dask_batch.backends.within.allocation import environment_allocation
+from dask_batch.backends.within.fluxrun import this_instance
 
 __all__ = ["spans_machines"]
 
@@ -15,7 +16,11 @@ def _steps() -> bool:
     return allocation.nodes > 1 or not allocation.on_node
 
 
-_ASK: Final[Mapping[str, Callable[[], bool]]] = {"slurm-step": _steps}
+def _flux() -> bool:
+    return this_instance().nodes > 1
+
+
+_ASK: Final[Mapping[str, Callable[[], bool]]] = {"slurm-step": _steps, "flux-step": _flux}
 
 
 def spans_machines(backend: str) -> bool:

@@ -64,8 +64,10 @@ class ProcessLauncher:
         extra = {"DASK_BATCH_BACKEND": self._backend}
         return commands.script_text(job, commands.command(job), extra)
 
-    def start(self, job: Job, job_id: str) -> StartedProcess:
-        """Start a process for a job.
+    def start(
+        self, job: Job, job_id: str, variables: Mapping[str, str] | None = None
+    ) -> StartedProcess:
+        """Start a process for a job, with some variables beside the others.
 
         Raises
         ------
@@ -78,7 +80,11 @@ class ProcessLauncher:
         with open(out, "ab") as stdout, open(err, "ab") as stderr:
             child = Child.start(
                 commands.command(job),
-                env={**commands.environment(job, job_id, self._backend), **self._variables},
+                env={
+                    **commands.environment(job, job_id, self._backend),
+                    **self._variables,
+                    **(variables or {}),
+                },
                 cwd=commands.directory(job),
                 stdout=stdout,
                 stderr=stderr,

@@ -43,9 +43,9 @@ _RESERVED: Final = (
     "-h", "-i", "-n", "-o",
 )  # fmt: skip
 _OF_A_STEP: Final = (
-    "SLURM_CPU_BIND", "SLURM_CPUS_PER_TASK", "SLURM_DISTRIBUTION", "SLURM_GPUS_PER_TASK",
-    "SLURM_LAUNCH_NODE", "SLURM_MEM_", "SLURM_NPROCS", "SLURM_NTASKS", "SLURM_SRUN", "SLURM_STEP",
-    "SLURM_TRES_PER_TASK",
+    "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_DISTRIBUTION", "SLURM_GPUS_PER_TASK",
+    "SLURM_JOB_NUM_NODES", "SLURM_LAUNCH_NODE", "SLURM_MEM_", "SLURM_NNODES", "SLURM_NPROCS",
+    "SLURM_NTASKS", "SLURM_SRUN", "SLURM_STEP", "SLURM_TASKS_PER_NODE", "SLURM_TRES_PER_TASK",
 )  # fmt: skip
 """What an srun in an srun would take for its own options."""
 _MESSAGE_BYTES: Final = 4000
@@ -143,7 +143,7 @@ class StepLauncher:
         """
         if int(job.resources.get("cores") or 1) > 1:
             self._leaders.news = self.news
-            return self._leaders.start(job, job_id)
+            return self._leaders.start(job, job_id, _for_ranks(job, self.allocation.nodes))
         out, err = commands.prepare_logs(job)
         words = tempfile.TemporaryFile()  # noqa: SIM115 - what srun says is read when it has ended
         with open(out, "ab") as stdout:
@@ -160,13 +160,13 @@ class StepLauncher:
 
     def _options(self, job: Job, err: str) -> list[str]:
         wanted = job.resources
-        memory, gpus = wanted.get("memory_max"), int(wanted.get("gpus_per_core") or 0)
+        gpus = int(wanted.get("gpus_per_core") or 0)
         return [
             *("srun", f"--jobid={self.allocation.job_id}", f"--job-name={job.name}"),
             *("--nodes=1", "--ntasks=1", f"--cpus-per-task={wanted.get('threads_per_core') or 1}"),
             *(["--overlap"] if self.allocation.in_step else []),
             "--exact",
-            f"--mem={memory_mb(memory)}M" if memory else "--mem=0",  # 0: what the allocation has
+            f"--mem={_memory(job)}",
             f"--gpus-per-task={gpus}" if gpus else "--gres=none",
             *(f"--error={log_pattern(err)}", "--open-mode=append"),
             *("--input=none", "--mpi=none"),
@@ -205,6 +205,22 @@ class StartedStep:
         """End it: srun ends its step by force, at once; Slurm does if srun is killed."""
         self.child.signal(signal.SIGKILL if self._asked else signal.SIGTERM)
         self._asked = True
+
+
+def _memory(job: Job) -> str:
+    """Return how much memory a step has on a node; 0: what the allocation has, with others."""
+    memory = job.resources.get("memory_max")
+    return f"{memory_mb(memory)}M" if memory else "0"
+
+
+def _for_ranks(job: Job, nodes: int) -> dict[str, str]:
+    """Return the variables by which the step of a task's ranks leaves to others what is theirs."""
+    variables = {"SLURM_EXACT": "1", "SLURM_MEM_PER_NODE": _memory(job)}
+    if not job.resources.get("num_nodes"):
+        variables["SLURM_JOB_NUM_NODES"] = f"1-{nodes}"  # else it would take a CPU of each
+    if not job.resources.get("gpus_per_core"):
+        variables["SLURM_GRES"] = "none"
+    return variables
 
 
 def read_end(code: int, said: str) -> Ended:
