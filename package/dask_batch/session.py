@@ -13,6 +13,7 @@ from dask_batch import resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job
 from dask_batch.backends.reach import ends_with_client
+from dask_batch.backends.within.extent import spans_machines
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
@@ -42,7 +43,7 @@ def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
     cache = Cache(options.cache_directory)
     backend = open_backend(options.backend, options.setup)
-    if backend.shared:
+    if backend.shared or spans_machines(options.backend):
         _warn_of_local_files(cache.path)
     return Session(cache, backend, options)
 
@@ -260,8 +261,14 @@ def _failed_parent(failed: ParentFailed, function: str) -> BaseException:
 
 def _pace(backend: Backend, options: Options) -> Pace:
     """Return how often to ask: politely where others ask the same batch system."""
-    if not backend.shared:
+    if not (backend.shared or spans_machines(backend.name)):
         return Pace(0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0)
+    if not backend.shared:  # it tells its news at once, but files may be late
+        late = {
+            "output_grace_s": options.output_grace_s,
+            "failure_grace_s": options.failure_grace_s,
+        }
+        return Pace(0.0, 0.0, **late)
     return Pace(
         options.shortest_poll_s,
         options.longest_poll_s,
