@@ -99,11 +99,11 @@ def verdicts(folder: Path) -> Any:
             "exception": exe.submit(fail, "lost"),
             "killed": exe.submit(kill_myself, 9),
             "timeout": exe.submit(time.sleep, 60, resource_dict={"run_time_max": 2}),
-            "memory": exe.submit(fill, 900, resource_dict={"memory_max": 0.3}),
-            "refused": exe.submit(
-                add, 1, 1, resource_dict={"slurm_cmd_args": ["--nodelist=nowhere"]}
-            ),
         }
+        if Executor is SlurmJobExecutor:
+            asked = {"slurm_cmd_args": ["--nodelist=nowhere"]}
+            calls["memory"] = exe.submit(fill, 900, resource_dict={"memory_max": 0.3})
+            calls["refused"] = exe.submit(add, 1, 1, resource_dict=asked)
         for name, future in calls.items():
             error = future.exception()
             told[name] = [type(error).__name__, str(error)]
