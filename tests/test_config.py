@@ -190,10 +190,15 @@ def test_flux_is_chosen_inside_an_instance_and_that_is_said_once(tmp_path, monke
     assert caplog.text.count("'flux', since FLUX_URI is set") == 1
 
 
-@pytest.mark.parametrize("name", ["flux-step", "slurm-step"])
-def test_a_backend_of_later_says_what_to_use(name):
-    with pytest.raises(BackendUnavailableError, match="'local' or 'slurm' or 'flux'"):
-        resolve(backend=name)
+@pytest.mark.parametrize(
+    ("name", "variable"), [("flux-step", "FLUX_URI"), ("slurm-step", "SLURM_JOB_ID")]
+)
+def test_a_backend_within_an_allocation_says_which_variable_is_missing(name, variable, monkeypatch):
+    for each in ("FLUX_URI", "SLURM_JOB_ID", "SLURM_JOBID"):
+        monkeypatch.delenv(each, raising=False)
+    assert resolve(backend=name).backend == name
+    with pytest.raises(BackendUnavailableError, match=f"{variable} is not set"):
+        open_backend(name)
 
 
 def test_slurm_without_its_commands_is_not_there(tmp_path, monkeypatch):

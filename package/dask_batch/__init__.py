@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
+    from dask_batch.job_executors import FluxJobExecutor, SlurmJobExecutor
     from dask_batch.runs import cancel, explain, get_cache_data, status
     from dask_batch.upkeep import clean, verify
 
@@ -38,8 +39,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "File": "dask_batch.inputs",
     "FluxClusterExecutor": "dask_batch.executors",
+    "FluxJobExecutor": "dask_batch.job_executors",
     "SingleNodeExecutor": "dask_batch.executors",
     "SlurmClusterExecutor": "dask_batch.executors",
+    "SlurmJobExecutor": "dask_batch.job_executors",
     "cancel": "dask_batch.runs",
     "checkpoint_directory": "dask_batch.checkpoint",
     "clean": "dask_batch.upkeep",
@@ -66,8 +69,10 @@ __all__ = [
     "BaseExecutor",
     "File",
     "FluxClusterExecutor",
+    "FluxJobExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
+    "SlurmJobExecutor",
     "__version__",
     "cancel",
     "checkpoint_directory",

@@ -12,6 +12,8 @@ from typing import Any
 from dask_batch import resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job, tells_at_once
+from dask_batch.backends.reach import ends_with_client
+from dask_batch.backends.within.extent import spans_machines
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
@@ -41,7 +43,7 @@ def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
     cache = Cache(options.cache_directory)
     backend = open_backend(options.backend, options.setup)
-    if backend.shared:
+    if backend.shared or spans_machines(options.backend):
         _warn_of_local_files(cache.path)
     return Session(cache, backend, options)
 
@@ -82,8 +84,10 @@ class Session:
             "failure_grace_s": options.failure_grace_s,
         }
         pace = _pace(backend, options)
+        # Where jobs end with their client, there is nobody to go on without it.
+        alone = ends_with_client(backend.name)
         self.engine = Engine(
-            HandOver(standings, common=common, steward=options.steward),
+            HandOver(standings, common=common, steward=options.steward and not alone),
             Watch(cache, backend, pace, standings),
         )
         self.deferred = Deferred()
@@ -269,7 +273,7 @@ def _barred(barred: Barred, where: str) -> ConfigurationError:
 
 def _pace(backend: Backend, options: Options) -> Pace:
     """Return how often to ask: politely where others ask the same batch system."""
-    if not backend.shared:
+    if not (backend.shared or spans_machines(backend.name)):
         return Pace(
             0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0, fixed_look_s=options.refresh_rate
         )
