@@ -175,13 +175,17 @@ def lines(value: Any) -> tuple[str, ...]:
 def directives(value: Any) -> tuple[str, ...]:
     """Accept options such as ``--mail-type=END``, with or without ``#SBATCH`` before them."""
     parts = value.split("\n") if isinstance(value, str) else _sequence(value)
-    stripped = (line(part).strip().removeprefix("#SBATCH").strip() for part in parts)
+    stripped = (_DIRECTIVE.sub("", line(part).strip()).strip() for part in parts)
     options = tuple(option for option in stripped if option)
     for option in options:
         if not option.startswith("-"):
             raise ValueError("must be options that start with a dash")
         _words(option)
     return options
+
+
+_DIRECTIVE = re.compile(r"#(SBATCH|PBS|BSUB|MSUB|\$)")
+"""What lines for a batch system begin with: Slurm, PBS and Torque, LSF, Moab, Grid Engine."""
 
 
 def arguments(value: Any) -> tuple[str, ...]:

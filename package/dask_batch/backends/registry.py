@@ -64,7 +64,22 @@ def _slurm(setup: Setup) -> Backend:
     return SlurmBackend()
 
 
-_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {"local": _local, "slurm": _slurm}
+def _by_commands(name: str) -> Callable[[Setup], Backend]:
+    def make(setup: Setup) -> Backend:
+        from dask_batch.backends.commands.backend import CommandsBackend
+        from dask_batch.backends.commands.systems import SYSTEMS
+
+        setup.refuse(_CLUSTER, "max_workers", "max_cores")
+        return CommandsBackend(SYSTEMS[name])
+
+    return make
+
+
+_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {
+    "local": _local,
+    "slurm": _slurm,
+    **{name: _by_commands(name) for name in ("pbs", "sge", "lsf", "torque", "moab")},
+}
 _LATER: Final = ("flux", "flux-step", "slurm-step")
 _said: set[str] = set()
 NOTHING_SAID: Final = Setup()

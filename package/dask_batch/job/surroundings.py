@@ -15,7 +15,8 @@ JOB_VARIABLE = "DASK_BATCH_JOB_ID"
 CHECKPOINT_VARIABLE = "DASK_BATCH_CHECKPOINTS"
 """Set while a task runs: where it may leave what its next attempt is to find."""
 
-_BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID")
+_BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID", "PBS_JOBID", "LSB_JOBID", "MOAB_JOBID", "JOB_ID")
+"""The last one is Grid Engine's."""
 
 
 def inside_job() -> bool:
