@@ -1,4 +1,4 @@
-"""How long a batch system is waited for that does not answer: growing pauses, and an end to them."""
+"""How long a silent batch system is waited for: growing pauses, and an end to them."""
 
 from __future__ import annotations
 
