@@ -18,7 +18,11 @@ from dask_batch.registration import register
 if TYPE_CHECKING:
     from dask_batch.backends.local import stop_local_queue
     from dask_batch.checkpoint import checkpoint_directory
-    from dask_batch.executors import SingleNodeExecutor, SlurmClusterExecutor
+    from dask_batch.executors import (
+        ClusterExecutor,
+        SingleNodeExecutor,
+        SlurmClusterExecutor,
+    )
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
     from dask_batch.runs import cancel, explain, get_cache_data, status
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ClusterExecutor": "dask_batch.executors",
     "File": "dask_batch.inputs",
     "SingleNodeExecutor": "dask_batch.executors",
     "SlurmClusterExecutor": "dask_batch.executors",
@@ -42,6 +47,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClusterExecutor",
     "File",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",

@@ -14,7 +14,7 @@ from dask_batch.future import BatchFuture
 from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session, open_session
 
-__all__ = ["BatchExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
+__all__ = ["BatchExecutor", "ClusterExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
 
 
 class BatchExecutor(concurrent.futures.Executor):
@@ -57,8 +57,7 @@ class BatchExecutor(concurrent.futures.Executor):
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        self._options: Options = resolve(
-            backend=self.backend,
+        self._options: Options = self._resolve(
             cache_directory=cache_directory,
             resource_dict=resource_dict,
             max_workers=max_workers,
@@ -69,6 +68,9 @@ class BatchExecutor(concurrent.futures.Executor):
         # Without shutdown the jobs go on, and so do the futures as long as the process lives.
         self._finalizer = weakref.finalize(self, self._session.engine.close)
         self._finalizer.atexit = False
+
+    def _resolve(self, **options: Any) -> Options:
+        return resolve(backend=self.backend, **options)
 
     # ---- concurrent.futures ------------------------------------------------------------------
 
@@ -236,3 +238,25 @@ class SlurmClusterExecutor(BatchExecutor):
     __doc__ = BatchExecutor.__doc__
 
     backend: ClassVar[str] = "slurm"
+
+
+class ClusterExecutor(BatchExecutor):
+    """The executor for whatever batch system there is: PBS, Grid Engine, LSF, Torque, Moab, ...
+
+    Parameters
+    ----------
+    max_workers, cache_directory, resource_dict
+        As for every executor.
+    **options
+        ``backend="pbs"`` (``"sge"``, ``"lsf"``, ``"torque"``, ``"moab"``, ``"slurm"``, ``"local"``)
+        names the batch system; ``pysqa_config_directory`` names a directory with the queues of the
+        site, and thereby the batch system too. Without either it is chosen as by ``cluster_get``.
+
+    Raises
+    ------
+    ConfigurationError, CacheError, BackendUnavailableError
+        As every executor.
+    """
+
+    def _resolve(self, **options: Any) -> Options:
+        return resolve(**options)

@@ -18,7 +18,6 @@ _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "log_obj_size": ((None, False), "sizes are not logged"),
     "plot_dependency_graph": ((None, False), "the graph is not plotted in this version"),
     "plot_dependency_graph_filename": ((None,), "the graph is not plotted in this version"),
-    "pysqa_config_directory": ((None,), "use resource_dict={'submission_template': ...}"),
     "refresh_rate": ((None, 0.01), "use shortest_poll_s and longest_poll_s"),
     "restart_limit": ((None, 0), "use resource_dict={'retries': n}"),
     "wait": ((None, True), "use shutdown(wait=False)"),
