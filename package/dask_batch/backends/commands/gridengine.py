@@ -175,7 +175,9 @@ GRID_ENGINE: Final = System(
     listings=(Listing(_listing, read_qstat),),
     provisional=frozenset({_ENDED}),
     past=Listing(lambda ids: ["qacct", "-j", *ids], read_qacct),
-    past_by_name=lambda name: ["qacct", "-j", name],
+    past_by_name=lambda names: (
+        ["qacct", "-j", *names] if len(names) == 1 else ["qacct", "-o", _user(), "-j"]
+    ),
     release=lambda ids: ["qrls", ",".join(ids)],
     cancel=lambda ids: ["qdel", ",".join(ids)],
     repoint=lambda job_id, what: ["qalter", *_waits(what), job_id],
@@ -189,7 +191,7 @@ GRID_ENGINE: Final = System(
         temporary=re.compile(
             r"unable to (contact|send message to) qmaster|commlib error|got no connection"
             r"|can't (connect|resolve)|cannot connect|connection refused|timeout"
-            r"|qmaster is not|error reading answer list",
+            r"|timed out|qmaster is not|error reading answer list",
             re.IGNORECASE,
         ),
         full=re.compile(r"only \d+ jobs are allowed|jobs are allowed per user", re.IGNORECASE),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import getpass
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dask_batch.backends.base import JobState, JobStatus
@@ -176,12 +176,11 @@ class Inquiry:
             return {}
         found = {name: status.job_id for name, status in self._by_name(names).items()}
         ask = self._system.past_by_name
-        if ask is not None and self._system.past is not None and not self._bookless:
-            for name in sorted(set(names) - found.keys()):
-                past = self._system.past.read(self._asking.ask(ask(name_at(name))))
-                ids = [status.job_id for status in past.values() if status.name == name]
-                if ids:
-                    found[name] = max(ids, key=_number)
+        missing = sorted(set(names) - found.keys())
+        if missing and ask is not None and self._system.past is not None and not self._bookless:
+            said = self._asking.ask(ask([name_at(name) for name in missing]))
+            past = _latest(self._system.past.read(said).values())
+            found.update({name: past[name].job_id for name in missing if name in past})
         return found
 
     def find_queued(self, names: Collection[str]) -> dict[str, str]:
@@ -196,20 +195,19 @@ class Inquiry:
         return {name: s.job_id for name, s in known.items() if not s.state.ended}
 
     def _by_name(self, names: Collection[str]) -> dict[str, JobStatus]:
-        """Return what is listed of jobs, by name; the highest id counts where one repeats."""
+        """Return what is listed of jobs, by name."""
         ids: list[str] = []
         if self._system.selection is not None:
             ids = self._asking.ask(self._system.selection(getpass.getuser())).split()
             if not ids:
                 return {}
-        found: dict[str, JobStatus] = {}
-        for status in self._list(ids).values():
-            other = found.get(status.name)
-            if status.name in names and (
-                other is None or _number(status.job_id) > _number(other.job_id)
-            ):
-                found[status.name] = status
-        return found
+        latest = _latest(self._list(ids).values())
+        return {name: latest[name] for name in names if name in latest}
+
+
+def _latest(statuses: Iterable[JobStatus]) -> dict[str, JobStatus]:
+    """Return statuses by name; where one repeats, that of the highest id."""
+    return {status.name: status for status in sorted(statuses, key=lambda s: _number(s.job_id))}
 
 
 def _number(job_id: str) -> int:

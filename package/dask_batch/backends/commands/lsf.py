@@ -149,7 +149,10 @@ LSF: Final = System(
     listings=(_listing(f"{_FIELDS} exit_reason"), _listing(_FIELDS)),
     past=Listing(lambda ids: ["bhist", "-l", "-n", "0", *ids], read_bhist),
     past_at_a_time=50,
-    past_by_name=lambda name: ["bhist", "-l", "-n", "0", "-J", name],
+    past_by_name=lambda names: [
+        *("bhist", "-a", "-l", "-n", "0"),
+        *(("-J", *names) if len(names) == 1 else ()),
+    ],
     release=lambda ids: ["bresume", *ids],
     cancel=lambda ids: ["bkill", *ids],
     repoint=lambda job_id, what: ["bmod", "-w", _expression(what), job_id],
@@ -162,7 +165,7 @@ LSF: Final = System(
         ),
         temporary=re.compile(
             r"lsf is down|please wait|not responding|cannot (connect|contact)|connection refused"
-            r"|failed in an lsf library call|communication time ?out|server (host )?is down",
+            r"|failed in an lsf library call|time(d )? ?out|server (host )?is down",
             re.IGNORECASE,
         ),
         full=re.compile(
@@ -179,4 +182,4 @@ LSF: Final = System(
     ),
     bad_in_paths="%",
 )  # fmt: skip
-"""Ended jobs are known to ``bjobs`` for an hour (``CLEAN_PERIOD``), and to ``bhist`` for longer."""
+"""``bjobs`` knows ended jobs for an hour (``CLEAN_PERIOD``), and ``bhist`` for longer."""

@@ -123,6 +123,7 @@ MOAB: Final = System(
     listings=(Listing(_queue, read_showq),),
     past=Listing(_completed, read_showq),
     past_at_a_time=100_000,
+    past_by_name=_completed,
     release=lambda ids: ["mjobctl", "-u", "user", *ids],
     cancel=lambda ids: ["mjobctl", "-c", *ids],
     words=Words(

@@ -120,7 +120,7 @@ class System:
     past_at_a_time
         See there.
     past_by_name
-        The same for one job, by name.
+        The same by name; of several, about all of a user's jobs.
     release, cancel
         The commands for that, given ids.
     repoint
@@ -154,7 +154,7 @@ class System:
     provisional: frozenset[str] = frozenset()
     past: Listing | None = None
     past_at_a_time: int = 1
-    past_by_name: Callable[[str], Argv] | None = None
+    past_by_name: Callable[[Sequence[str]], Argv] | None = None
     repoint: Callable[[str, Waits], Argv] | None = None
     forgets_after_s: float = 0.0
     ids_per_call: int = 200
