@@ -50,8 +50,8 @@ _LIMITS = re.compile(r"\b(h_rt|s_rt)=(\d+)")
 def read_qstat(text: str) -> dict[str, JobStatus]:
     """Read ``qstat -r -xml``.
 
-    A hold looks alike whether the user set it or a job that is waited for: who waits for none is
-    held.
+    A hold looks alike whether the user set it or a job that is waited for: who waits for none, or
+    for none any more, is held.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def read_qstat(text: str) -> dict[str, JobStatus]:
     for job in root.iter("job_list"):
         job_id, word = job.findtext("JB_job_number", ""), job.findtext("state", "")
         state, reason = _state(word), ""
-        if word.startswith("h") and job.find("predecessor_jobs_req") is None:
+        if word.startswith("h") and job.find("predecessor_jobs") is None:
             state = JobState.HELD
         if state is JobState.LOST:
             reason = f"it is in an error state: `qstat -j {job_id}` tells why"

@@ -71,7 +71,7 @@ def _why(words: str) -> JobState:
 def read_bhist(text: str) -> dict[str, JobStatus]:
     """Read ``bhist -l``, whose lines are cut and go on behind blanks."""
     found = {}
-    for block in re.split(r"^-{20,}$", text, flags=re.MULTILINE):
+    for block in re.split(r"^(?=Job <)", text, flags=re.MULTILINE):
         whole = re.sub(r"\n {10,}", "", block)
         job = re.search(r"Job <(\d+)>", whole)
         if job is None:

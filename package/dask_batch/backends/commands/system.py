@@ -187,7 +187,8 @@ def name_at(name: str) -> str:
     >>> name_at("add-0a1b-0"), name_at("_add-0a1b-0")
     ('add-0a1b-0', 'n-_add-0a1b-0')
     """
-    return name if name[:1].isalpha() and name.isascii() else f"{_MARK}{name}"
+    fine = name[:1].isalpha() and name.isascii() and not name.startswith(_MARK)
+    return name if fine else f"{_MARK}{name}"
 
 
 def name_of(name: str) -> str:

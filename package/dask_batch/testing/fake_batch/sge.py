@@ -104,7 +104,7 @@ def _qstat(queue: Queue) -> str:
         state = {"waiting": "qw", "running": "r", "ended": "z"}[job["state"]]
         if state == "qw" and (job["held"] or waits):
             state = "hqw"
-        more = f"<predecessor_jobs_req>{','.join(waits)}</predecessor_jobs_req>" if waits else ""
+        more = f"      <predecessor_jobs>{','.join(waits)}</predecessor_jobs>\n" if waits else ""
         rows.append(
             f'    <job_list state="{job["state"]}">\n'
             f"      <JB_job_number>{job['id']}</JB_job_number>\n"
