@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 from xml.etree import ElementTree
 
@@ -81,6 +82,13 @@ def _end(state: JobState, words: str) -> tuple[JobState, int | None]:
 
 
 def _waits(what: Waits) -> Argv:
+    """Return the options for what a job waits for.
+
+    Moab does not tell what it deleted with a failed job from what a user deleted: where that one
+    may be repeated, its end is waited for, and the job sees itself whether its input is there.
+    """
+    if what.patient:
+        what = replace(what, successes=(), ends=(*what.successes, *what.ends))
     return ["-l", f"depend={depend(what)}"] if what else []
 
 
