@@ -15,6 +15,7 @@ from dask_batch.errors import (
     QueueFullError,
     ResourceError,
     SubmissionError,
+    TemplateError,
 )
 
 DELETES = ("pbs", "torque", "moab", "lsf")
@@ -89,26 +90,17 @@ def test_a_failure_takes_its_descendants_down_and_nothing_else(batch):
         assert batch.output(orphan) == "ran\n"
 
 
-@pytest.mark.parametrize("end", ["true", "exit 1"])
-def test_what_comes_after_any_end(batch, end):
-    job = batch.job(end)
-    last = batch.job("echo there")
-    batch.submit(job)
-    last = batch.job("echo there", after_end=[batch.ids[job.name]])
-    batch.submit(last)
-    batch.backend.release([batch.ids[job.name]])
-    batch.wait_for(last, JobState.COMPLETED)
-    assert batch.output(last) == "there\n"
-
-
-def test_what_comes_after_a_failure(batch):
+def test_what_comes_after_any_end_and_after_a_failure(batch):
     jobs = [batch.job(), batch.job("exit 1")]
     batch.submit(*jobs)
-    steward = batch.job("echo there", after_failure=[batch.ids[job.name] for job in jobs])
-    batch.submit(steward)
-    batch.backend.release([batch.ids[job.name] for job in jobs])
-    batch.wait_for(steward, JobState.COMPLETED)
-    assert batch.output(steward) == "there\n"
+    ids = [batch.ids[job.name] for job in jobs]
+    last = [batch.job("echo there", after_end=[job_id]) for job_id in ids]
+    steward = batch.job("echo there", after_failure=ids)
+    batch.submit(*last, steward)
+    batch.backend.release(ids)
+    for job in (*last, steward):
+        batch.wait_for(job, JobState.COMPLETED)
+        assert batch.output(job) == "there\n"
 
 
 def test_a_refusal_names_the_job_and_leaves_what_was_accepted_held(batch):
@@ -196,6 +188,13 @@ def test_what_would_be_lost_is_refused(fake):
         fake.backend.check([fake.job(submission_template="{{ command }}")])
 
 
+def test_what_would_be_no_plain_job_is_refused(fake):
+    option = {"pbs": "-J 1-3", "torque": "-t 1-3", "sge": "-t 1-3", "lsf": "-K", "moab": "-I"}
+    with pytest.raises(TemplateError, match="a task is one job"):
+        fake.backend.check([fake.job(job_extra_directives=[option[fake.system]])])
+    fake.backend.check([fake.job(job_extra_directives=["-m n"])])
+
+
 def test_a_log_folder_that_means_something_else_is_refused(fake):
     fake.logs = fake.logs / "50%,$x:y"
     with pytest.raises(ConfigurationError, match="mean something to it there"):
@@ -205,26 +204,20 @@ def test_a_log_folder_that_means_something_else_is_refused(fake):
 # ---- ends --------------------------------------------------------------------------------------
 
 ENDS = {
-    "exit 0": ("true", JobState.COMPLETED, 0),
-    "exit 3": ("exit 3", JobState.FAILED, 3),
-    "no command": ("nosuchcommand", JobState.FAILED, 127),
+    "true": (JobState.COMPLETED, {0}),
+    "exit 3": (JobState.FAILED, {3}),
+    "nosuchcommand": (JobState.FAILED, {127}),
+    "kill -KILL $$": (JobState.FAILED, {137, 265, None}),
 }
 
 
-@pytest.mark.parametrize("how", ENDS)
-def test_the_end_of_a_job(batch, how):
-    line, state, code = ENDS[how]
-    job = batch.job(line)
-    batch.go(job)
-    seen = batch.wait_for(job, state)
-    assert (seen.exit_code, seen.signal) == (code, None)
-
-
-def test_a_job_that_is_killed(batch):
-    job = batch.job("kill -KILL $$")
-    batch.go(job)
-    seen = batch.wait_for(job, JobState.FAILED)
-    assert seen.signal == 9 or seen.exit_code in (137, 265)
+def test_the_ends_of_jobs(batch):
+    jobs = {line: batch.job(line) for line in ENDS}
+    batch.go(*jobs.values())
+    for line, (state, codes) in ENDS.items():
+        seen = batch.wait_for(jobs[line], state)
+        assert seen.exit_code in codes
+        assert seen.signal == (9 if seen.exit_code is None else None)
 
 
 def test_a_time_limit(batch):

@@ -12,7 +12,11 @@ from dask_batch.backends.base import Job, JobStatus
 from dask_batch.backends.commands.asking import Asking
 from dask_batch.backends.commands.inquiry import Inquiry
 from dask_batch.backends.commands.rerun import Rerun
-from dask_batch.backends.commands.script import refuse_what_is_not_printed, script_text
+from dask_batch.backends.commands.script import (
+    refuse_reserved,
+    refuse_what_is_not_printed,
+    script_text,
+)
 from dask_batch.backends.commands.submission import Submitter
 from dask_batch.backends.commands.system import System, waits_of
 from dask_batch.backends.parallel import levels, submit_together
@@ -97,6 +101,9 @@ class CommandsBackend:
                     "the submission template must begin with a line such as '#!/bin/bash', not "
                     f"with {text[:40]!r}"
                 )
+            reserved = refuse_reserved(self._system, text)
+            if reserved:
+                raise TemplateError(reserved)
             bad = set(str(job.log_directory)) & set(self._system.bad_in_paths)
             if bad:
                 raise ConfigurationError(

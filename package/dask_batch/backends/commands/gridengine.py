@@ -206,6 +206,7 @@ GRID_ENGINE: Final = System(
              "your own template, resource_dict={'submission_template': ...}."),
         ),
     ),
+    reserved=re.compile(r"\s-(t|sync|now|verify|b|@)(\s|$)"),
     forgets_after_s=60.0,
     bad_in_paths="$,:",
 )  # fmt: skip

@@ -180,6 +180,7 @@ LSF: Final = System(
             (r"limit|memory|-W|-M", "Ask for less: memory_max, run_time_max; see `bqueues -l`."),
         ),
     ),
+    reserved=re.compile(r"\s-(K|I\w*|Z\w*)(\s|$)"),
     bad_in_paths="%",
 )  # fmt: skip
 """``bjobs`` knows ended jobs for an hour (``CLEAN_PERIOD``), and ``bhist`` for longer."""

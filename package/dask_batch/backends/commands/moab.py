@@ -157,6 +157,7 @@ MOAB: Final = System(
             (r"account", "Name yours: resource_dict={'account': ...}."),
         ),
     ),
+    reserved=re.compile(r"\s-[tIzK](\s|\d|$)"),
     ids_per_call=1,
     bad_in_paths=":,",
 )  # fmt: skip

@@ -24,6 +24,7 @@ from dask_batch.backends.slurm.options import thread_variables
 __all__ = [
     "arguments",
     "environment_file",
+    "refuse_reserved",
     "refuse_what_is_not_printed",
     "script_text",
     "shape",
@@ -129,6 +130,17 @@ def _implied(printed: frozenset[str]) -> Iterator[str]:
     ):
         if name in printed:
             yield stands_for
+
+
+def refuse_reserved(system: System, script: str) -> str:
+    """Tell which line of a script would make something else of its submission; empty if none."""
+    for number, line in enumerate(script.splitlines(), start=1):
+        if line.startswith(system.directive) and system.reserved.search(line):
+            return (
+                f"line {number} of the job script, {line.strip()!r}, cannot be met: a task is one "
+                f"job, which {system.submit[0]} hands over without waiting for it"
+            )
+    return ""
 
 
 # ---- the environment -------------------------------------------------------------------------

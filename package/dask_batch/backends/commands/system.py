@@ -131,6 +131,9 @@ class System:
         How many jobs one command may be about.
     bad_in_paths
         Characters that mean something in the path of a log.
+    reserved
+        Options that would make of a submission something else: job arrays, interactive jobs, and
+        submissions that do not return before the job ends.
     forgets_after_s
         For how long a job that nobody knows may still turn up in its books.
     """
@@ -148,6 +151,7 @@ class System:
     release: Callable[[Sequence[str]], Argv]
     cancel: Callable[[Sequence[str]], Argv]
     words: Words
+    reserved: re.Pattern[str]
     by_stdin: bool = False
     options: Mapping[str, Callable[[Any], Argv]] = field(default_factory=dict)
     selection: Callable[[str], Argv] | None = None

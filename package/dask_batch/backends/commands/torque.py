@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,6 +29,7 @@ TORQUE: Final = dataclasses.replace(
     template="torque.sh.j2",
     options={**pbs.options, "qos": lambda value: ["-l", f"qos={value}"]},
     listings=(Listing(_xml, read_xml), Listing(_text, read_text)),
+    reserved=re.compile(r"\s-[tIz](\s|\d|$)|\bblock="),
     selection=lambda user: ["qselect", "-u", user],
 )
 """Ended jobs are known for as long as the server is told to keep them (``keep_completed``)."""
