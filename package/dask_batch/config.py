@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dask_batch.backends.command import client_environment
+from dask_batch.backends.gpus import Declared, declared
 from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
@@ -66,6 +67,8 @@ class Options:
         bound that.
     flux_uri : str or None
         The Flux instance that jobs go to, as ``FLUX_URI`` has it; None: the enclosing one.
+    local_gpus : Declared or None
+        What is said of the GPUs of this machine, where jobs run on it.
     """
 
     backend: str
@@ -86,11 +89,17 @@ class Options:
     steward: bool = True
     max_cores: int | None = None
     flux_uri: str | None = None
+    local_gpus: Declared | None = None
 
     @property
     def setup(self) -> Setup:
         """What is said of the backend as a whole."""
-        return Setup(max_workers=self.max_workers, max_cores=self.max_cores, flux_uri=self.flux_uri)
+        return Setup(
+            max_workers=self.max_workers,
+            max_cores=self.max_cores,
+            flux_uri=self.flux_uri,
+            local_gpus=self.local_gpus,
+        )
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -133,6 +142,11 @@ def resolve(**keywords: Any) -> Options:
     chosen = {name: value for name, value in configured.items() if value is not None}
     chosen.update({name: value for name, value in explicit.items() if value is not None})
     chosen["backend"] = choose_backend(chosen.get("backend"))
+    if explicit.get("local_gpus") is not None and chosen["backend"] != "local":
+        raise ConfigurationError(
+            f"local_gpus={explicit['local_gpus']!r}: it is the batch system that knows the GPUs of "
+            "its nodes; this is an option of the local queue"
+        )
     chosen["cache_directory"] = _folder(chosen["cache_directory"])
     chosen["resource_dict"] = merge_resources(
         _from_jobqueue() if chosen["backend"] == "slurm" else {},
@@ -211,6 +225,8 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
             checked[name] = _count(name, value)
         elif name == "flux_uri" and not isinstance(value, str):
             raise ConfigurationError(f"flux_uri must be a text as FLUX_URI has it, not {value!r}")
+        elif name == "local_gpus":
+            checked[name] = _gpus(name, value)
         elif name == "steward":
             checked[name] = _flag(name, value)
         elif name.endswith("_factor"):
@@ -234,6 +250,13 @@ def _count(name: str, value: Any) -> int:
 def _flag(name: str, value: Any) -> bool:
     try:
         return flag(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _gpus(name: str, value: Any) -> Declared | None:
+    try:
+        return declared(value)
     except ValueError as error:
         raise ConfigurationError(f"{name} {error}, not {value!r}") from None
 

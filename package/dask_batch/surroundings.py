@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dask_batch.job.devices import unrestricted
 from dask_batch.job.surroundings import CHECKPOINT_VARIABLE, JOB_VARIABLE
 
 __all__ = ["Surroundings"]
@@ -37,7 +38,7 @@ class Surroundings:
         A job that hands over others does not pass on what makes it a job: theirs is their own.
         """
         kept = {name: value for name, value in environment.items() if name not in _OF_A_JOB}
-        environment = {**kept, "PYTHONHASHSEED": "0"}
+        environment = {**unrestricted(kept), "PYTHONHASHSEED": "0"}
         if "PYTHONPATH" in environment:
             environment["PYTHONPATH"] = _without_here(environment["PYTHONPATH"])
         return cls(

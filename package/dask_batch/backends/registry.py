@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from dask_batch.backends.base import Backend
+from dask_batch.backends.gpus import Declared
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
 
 __all__ = ["NOTHING_SAID", "Setup", "choose_backend", "open_backend"]
@@ -28,11 +29,14 @@ class Setup:
         How many of the jobs handed to it may run at a time, and on how many CPUs together.
     flux_uri
         Which Flux instance it is, as ``FLUX_URI`` has it; None: the enclosing one.
+    local_gpus
+        What is declared of this machine's GPUs, for backends that run jobs on it.
     """
 
     max_workers: int | None = None
     max_cores: int | None = None
     flux_uri: str | None = None
+    local_gpus: Declared | None = None
 
     def refuse(self, remedy: str, *names: str) -> None:
         """Refuse options that a backend cannot meet.
@@ -58,7 +62,7 @@ def _local(setup: Setup) -> Backend:
 
     setup.refuse("the local queue counts jobs: use max_workers", "max_cores")
     setup.refuse(_NO_FLUX, "flux_uri")
-    return LocalBackend(max_workers=setup.max_workers)
+    return LocalBackend(max_workers=setup.max_workers, gpus=setup.local_gpus)
 
 
 def _slurm(setup: Setup) -> Backend:
