@@ -102,6 +102,12 @@ def test_another_machine_is_asked_through_ssh(monkeypatch):
     assert asked == ["ssh://elsewhere.invalid/run/flux/local-0"]
 
 
+def test_a_name_that_is_no_host_reaches_no_command():
+    for name in ("flux@-oProxyCommand=x/run", "flux@a b/run", "flux@/run"):
+        with pytest.raises(BackendUnavailableError, match="is not where a Flux instance can be"):
+            open_flux(name)
+
+
 def test_the_enclosing_instance_is_known_by_its_place(monkeypatch, fake):
     monkeypatch.setenv("FLUX_URI", "local:///whatever")
     assert find_instance(fake.place, lambda uri: fake) is fake
