@@ -99,6 +99,10 @@ def test_an_unknown_keyword_lists_the_known_ones():
         ("resource_rules", {"x*": 3}),
         ("shortest_poll_s", "soon"),
         ("shortest_poll_s", -1),
+        ("refresh_rate", 0),
+        ("refresh_rate", "often"),
+        ("log_obj_size", "yes"),
+        ("disable_dependencies", 1.5),
         ("output_grace_s", float("inf")),
         ("output_grace_s", float("nan")),
         ("backend", "slrum"),
@@ -115,7 +119,10 @@ def test_values_that_make_no_sense_are_refused_by_name(keyword, value):
     ("keyword", "default", "other"),
     [
         ("block_allocation", False, True),
-        ("refresh_rate", 0.01, 1),
+        ("flux_executor", None, object()),
+        ("flux_executor_nesting", False, True),
+        ("flux_log_files", True, "flux.out"),
+        ("plot_dependency_graph", False, True),
         ("restart_limit", 0, 2),
         ("wait", True, False),
     ],
@@ -183,10 +190,15 @@ def test_flux_is_chosen_inside_an_instance_and_that_is_said_once(tmp_path, monke
     assert caplog.text.count("'flux', since FLUX_URI is set") == 1
 
 
-@pytest.mark.parametrize("name", ["flux-step", "slurm-step"])
-def test_a_backend_of_later_says_what_to_use(name):
-    with pytest.raises(BackendUnavailableError, match="'local' or 'slurm' or 'flux'"):
-        resolve(backend=name)
+@pytest.mark.parametrize(
+    ("name", "variable"), [("flux-step", "FLUX_URI"), ("slurm-step", "SLURM_JOB_ID")]
+)
+def test_a_backend_within_an_allocation_says_which_variable_is_missing(name, variable, monkeypatch):
+    for each in ("FLUX_URI", "SLURM_JOB_ID", "SLURM_JOBID"):
+        monkeypatch.delenv(each, raising=False)
+    assert resolve(backend=name).backend == name
+    with pytest.raises(BackendUnavailableError, match=f"{variable} is not set"):
+        open_backend(name)
 
 
 def test_slurm_without_its_commands_is_not_there(tmp_path, monkeypatch):

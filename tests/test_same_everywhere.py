@@ -116,7 +116,12 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     return cache, Site(folder / "project", hash_seed=1, written=1_000_000_000).run("local", cache)
 
 
-@pytest.fixture(params=[pytest.param("slurm", marks=pytest.mark.slurm), "flux"])
+@pytest.fixture(
+    params=[
+        pytest.param("slurm", marks=pytest.mark.slurm),
+        pytest.param("flux", marks=pytest.mark.flux),
+    ]
+)
 def elsewhere(request: pytest.FixtureRequest) -> str:
     """A batch system that is reachable."""
     name: str = request.param

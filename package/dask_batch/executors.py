@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dask_batch.compat.parameters import Parameters
+from dask_batch.compat.surface import Surface
 from dask_batch.config import Options, resolve
+from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
+from dask_batch.preparation import call_resources
+from dask_batch.resources import merge_resources
 from dask_batch.runs import CacheEntry, get_cache_data
-from dask_batch.session import Session, open_session
+from dask_batch.session import Session
+from dask_batch.sessions import Sessions
 
-__all__ = ["BatchExecutor", "FluxClusterExecutor", "SingleNodeExecutor", "SlurmClusterExecutor"]
+__all__ = [
+    "BaseExecutor",
+    "BatchExecutor",
+    "FluxClusterExecutor",
+    "SingleNodeExecutor",
+    "SlurmClusterExecutor",
+]
 
 
-class BatchExecutor(concurrent.futures.Executor):
+class BatchExecutor(Surface):
     """What the executors share: calls and graphs become jobs of one batch system.
 
     An executor is also a Dask scheduler: ``dask.compute(x, scheduler=executor)``.
@@ -33,7 +44,11 @@ class BatchExecutor(concurrent.futures.Executor):
         Resources of every call that does not say otherwise. It is not changed.
     **options
         Any other option of Dask's section ``batch``, with underscores: ``resource_rules``,
-        ``max_jobs``, ``fuse``, ``key_versions``, ... See ``docs/configuration.md``.
+        ``max_jobs``, ``fuse``, ``key_versions``, ... See ``docs/configuration.md``. And the
+        parameters of executorlib's executors, as ``docs/migrating-from-executorlib.md`` has them:
+        ``wait``, ``refresh_rate``, ``disable_dependencies``, ``log_obj_size``,
+        ``plot_dependency_graph``, ``plot_dependency_graph_filename``,
+        ``export_workflow_filename``, ...
 
     Raises
     ------
@@ -57,6 +72,7 @@ class BatchExecutor(concurrent.futures.Executor):
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
+        said, options = Parameters.taken(options)
         self._options: Options = resolve(
             backend=self.backend,
             cache_directory=cache_directory,
@@ -64,10 +80,15 @@ class BatchExecutor(concurrent.futures.Executor):
             max_workers=max_workers,
             **options,
         )
-        self._session: Session = open_session(self._options)
         self._shut_down = False
+        self._calls = weakref.WeakSet()
+        self._wait, self._drawing = said.wait, said.drawing
+        if self._drawing is not None:
+            return  # nothing runs: neither a batch system nor a cache is needed
+        self._sessions = Sessions(self._options)
+        self._session: Session = self._sessions.main
         # Without shutdown the jobs go on, and so do the futures as long as the process lives.
-        self._finalizer = weakref.finalize(self, self._session.engine.close)
+        self._finalizer = weakref.finalize(self, self._sessions.let_go)
         self._finalizer.atexit = False
 
     # ---- concurrent.futures ------------------------------------------------------------------
@@ -105,7 +126,11 @@ class BatchExecutor(concurrent.futures.Executor):
         """
         if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        return self._session.call(fn, args, kwargs, resource_dict or {})
+        asked = resource_dict or {}
+        if self._drawing is not None:
+            call_resources(merge_resources(self._options.resource_dict, asked))
+            return self._drawing.call(fn, args, kwargs)
+        return self._remember(self._sessions.of(asked).call(fn, args, kwargs, asked))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.
@@ -122,10 +147,22 @@ class BatchExecutor(concurrent.futures.Executor):
         Parameters
         ----------
         wait, cancel_futures
-            See the table.
+            See the table. An executor that was created with ``wait=False`` does not wait.
         """
-        self._shut_down = True
-        self._session.close(wait=wait, cancel=cancel_futures)
+        again, self._shut_down = self._shut_down, True
+        if self._drawing is None:
+            self._sessions.close(wait=wait and self._wait, cancel=cancel_futures)
+        elif not again:
+            self._drawing.finish()
+
+    def _running(self) -> Session:
+        """Return the session, where there is one."""
+        if self._drawing is not None:
+            raise ConfigurationError(
+                "this executor draws the calls of submit, as plot_dependency_graph or the name of "
+                "a file asked for, and runs nothing; dask.visualize draws a graph"
+            )
+        return self._session
 
     # ---- Dask --------------------------------------------------------------------------------
 
@@ -160,7 +197,7 @@ class BatchExecutor(concurrent.futures.Executor):
         from dask_batch.get import check_foreign_options, wait_for
 
         check_foreign_options(kwargs)
-        return wait_for(self._session, dsk, keys, resource_dict or {}, refresh=refresh)
+        return wait_for(self._running(), dsk, keys, resource_dict or {}, refresh=refresh)
 
     def compute(
         self,
@@ -191,7 +228,7 @@ class BatchExecutor(concurrent.futures.Executor):
         from dask_batch.get import capture
 
         dsk, keys = capture(collections, optimize_graph=optimize_graph, **kwargs)
-        futures = self._session.graph(dsk, keys, resource_dict or {}, refresh=refresh).futures()
+        futures = self._running().graph(dsk, keys, resource_dict or {}, refresh=refresh).futures()
         return futures[0] if len(collections) == 1 else futures
 
     @contextlib.contextmanager
@@ -206,16 +243,16 @@ class BatchExecutor(concurrent.futures.Executor):
 
     def job_script(self, resource_dict: Mapping[str, Any] | None = None) -> str:
         """Return the script that a call with these resources would be submitted with."""
-        return self._session.script(resource_dict or {})
+        return self._running().script(resource_dict or {})
 
     def get_cache_data(self) -> list[CacheEntry]:
         """Return what the cache knows of every result: see :func:`dask_batch.get_cache_data`."""
-        return get_cache_data(self._session.cache.path)
+        return get_cache_data(self.cache_directory)
 
     @property
     def cache_directory(self) -> Path:
         """Where the results are."""
-        return self._session.cache.path
+        return self._options.cache_directory
 
     def __reduce__(self) -> Sequence[Any] | str:  # type: ignore[override]
         raise TypeError(
@@ -224,6 +261,10 @@ class BatchExecutor(concurrent.futures.Executor):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} cache={str(self.cache_directory)!r}>"
+
+
+BaseExecutor = BatchExecutor
+"""What all executors are an instance of, by the name that it has in executorlib."""
 
 
 class SingleNodeExecutor(BatchExecutor):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dask_batch.job.devices import unrestricted
-from dask_batch.job.surroundings import CHECKPOINT_VARIABLE, JOB_VARIABLE
+from dask_batch.job.surroundings import CHECKPOINT_VARIABLE, JOB_VARIABLE, RUN_TIME_VARIABLE
 
 __all__ = ["Surroundings"]
 
-_OF_A_JOB = frozenset({"DASK_BATCH_BACKEND", CHECKPOINT_VARIABLE, JOB_VARIABLE})
+_OF_A_JOB = frozenset({"DASK_BATCH_BACKEND", CHECKPOINT_VARIABLE, JOB_VARIABLE, RUN_TIME_VARIABLE})
 
 
 @dataclass(frozen=True, slots=True)

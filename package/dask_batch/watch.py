@@ -92,7 +92,7 @@ class Watch:
         self._pace = pace
         self._sighting = Sighting(cache)
         self._polling = Polling(backend, pace)
-        self._rhythm = Rhythm(time.monotonic())
+        self._rhythm = Rhythm(time.monotonic(), pace.fixed_look_s)
         self._next_scan = 0.0
         history = History(cache, standings.claims)
         self.ghosts = Ghosts(history, backend)
@@ -297,6 +297,24 @@ class Watch:
         enough = now - entry.troubled_at > _PATIENCE_S if transient else entry.troubles >= _MISTAKES
         if enough:
             self._resolving.not_found_out(key, entry, error)
+
+    def inherit(self, key: str, standing: Standing, *, ours: bool) -> None:
+        """Go on waiting for a key that was handed over anew, since its job has gone."""
+        entry = self.entries[key]
+        entry.move(standing)
+        entry.ours = ours
+        self.known[key] = standing
+        if ours:
+            self.followers.leave(key)
+        else:
+            self.taken_over(standing)
+        self.hasten()
+
+    def lose(self, key: str, error: BaseException) -> None:
+        """Give up a key whose job has gone and cannot be handed over anew."""
+        entry = self.entries[key]
+        self.drop(key, entry)
+        self._resolving.fail_all(entry, error)
 
     # ---- cancelling ------------------------------------------------------------------------
 

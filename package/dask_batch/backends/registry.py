@@ -12,7 +12,7 @@ from typing import Final
 
 from dask_batch.backends.base import Backend
 from dask_batch.backends.gpus import Declared
-from dask_batch.errors import BackendUnavailableError, ConfigurationError
+from dask_batch.errors import ConfigurationError
 
 __all__ = ["NOTHING_SAID", "Setup", "choose_backend", "open_backend"]
 
@@ -27,16 +27,16 @@ class Setup:
     ----------
     max_workers, max_cores
         How many of the jobs handed to it may run at a time, and on how many CPUs together.
-    flux_uri
-        Which Flux instance it is, as ``FLUX_URI`` has it; None: the enclosing one.
     local_gpus
         What is declared of this machine's GPUs, for backends that run jobs on it.
+    flux_uri
+        Which Flux instance it is, as ``FLUX_URI`` has it; None: the enclosing one.
     """
 
     max_workers: int | None = None
     max_cores: int | None = None
-    flux_uri: str | None = None
     local_gpus: Declared | None = None
+    flux_uri: str | None = None
 
     def refuse(self, remedy: str, *names: str) -> None:
         """Refuse options that a backend cannot meet.
@@ -73,6 +73,26 @@ def _slurm(setup: Setup) -> Backend:
     return SlurmBackend()
 
 
+def _slurm_step(setup: Setup) -> Backend:
+    from dask_batch.backends.within.backend import WithinBackend
+    from dask_batch.backends.within.steps import NAME, StepLauncher
+
+    setup.refuse(_NO_FLUX, "flux_uri")
+    return WithinBackend(
+        StepLauncher.here(), name=NAME, max_workers=setup.max_workers, max_cores=setup.max_cores
+    )
+
+
+def _flux_step(setup: Setup) -> Backend:
+    from dask_batch.backends.within.backend import WithinBackend
+    from dask_batch.backends.within.fluxrun import NAME, FluxRunLauncher
+
+    setup.refuse("jobs go to the instance that this process is in: set FLUX_URI", "flux_uri")
+    return WithinBackend(
+        FluxRunLauncher.here(), name=NAME, max_workers=setup.max_workers, max_cores=setup.max_cores
+    )
+
+
 def _flux(setup: Setup, name: str = "flux") -> Backend:
     from dask_batch.backends.flux.backend import open_flux
 
@@ -85,8 +105,9 @@ _BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {
     "local": _local,
     "slurm": _slurm,
     "flux": _flux,
+    "slurm-step": _slurm_step,
+    "flux-step": _flux_step,
 }
-_LATER: Final = ("flux-step", "slurm-step")
 _ONE_FLUX: Final = "flux@"
 """Begins the names of backends that say which instance they are: see :mod:`.flux.places`."""
 _said: set[str] = set()
@@ -106,16 +127,9 @@ def choose_backend(name: str | None = None) -> str:
     ------
     ConfigurationError
         There is no backend of that name.
-    BackendUnavailableError
-        There will be one, but not in this version.
     """
     if name is None:
         return _choice()
-    if name in _LATER:
-        raise BackendUnavailableError(
-            f"the backend {name!r} is not in this version of dask-batch; use "
-            f"{' or '.join(map(repr, _BACKENDS))}"
-        )
     if name not in _BACKENDS and not str(name).startswith(_ONE_FLUX):
         nearest = get_close_matches(str(name), _BACKENDS, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -38,6 +38,8 @@ class WorkQueue:
         The machine.
     keep_ended
         How many ended jobs are remembered.
+    room
+        What is free, where that is not simply the machine.
 
     Attributes
     ----------
@@ -49,11 +51,18 @@ class WorkQueue:
         Jobs that have ended, in order; the caller empties it.
     """
 
-    def __init__(self, *, cpus: int, memory_bytes: int, keep_ended: int = 100_000) -> None:
+    def __init__(
+        self,
+        *,
+        cpus: int,
+        memory_bytes: int,
+        keep_ended: int = 100_000,
+        room: Room | None = None,
+    ) -> None:
         self.cpus, self.memory_bytes = cpus, memory_bytes
         self.changed: set[int] = set()
         self.ended: list[QueuedJob] = []
-        self._room = Room(cpus, memory_bytes)
+        self._room = Room(cpus, memory_bytes) if room is None else room
         self.jobs = Register(keep_ended)
         self._running: dict[int, None] = {}
 
