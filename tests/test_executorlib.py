@@ -90,6 +90,17 @@ def test_the_root_has_the_name(name: str) -> None:
     assert name in dir(dask_batch)
 
 
+def test_the_helpers_are_in_a_module_of_their_own_as_well() -> None:
+    from dask_batch import compat
+
+    assert {getattr(compat, name) for name in compat.__all__} == {
+        getattr(dask_batch, name) for name in compat.__all__
+    }
+    assert set(compat.__all__) < set(ROOT)
+    with pytest.raises(AttributeError, match="SocketInterface"):
+        _ = compat.SocketInterface
+
+
 @pytest.mark.parametrize("name", SOCKETS)
 def test_what_is_about_sockets_is_refused_with_what_to_use(name: str) -> None:
     with pytest.raises(ImportError, match=f"{name}: "):
