@@ -196,8 +196,7 @@ class StartedStep:
         self.words.close()
         how = read_end(code, said)
         if how.reason and how.exit_code is None:
-            with open(self.log, "a", encoding="utf-8") as log:
-                log.write(f"{said}\n")
+            commands.add_to_log(self.log, said)
         return how
 
     def kill(self) -> None:
