@@ -121,14 +121,7 @@ def _setting(keyword: str) -> str:
 
 
 _KEYWORDS_ONLY: Final = frozenset(
-    {
-        "disable_dependencies",
-        "flux_uri",
-        "log_obj_size",
-        "max_cores",
-        "max_workers",
-        "refresh_rate",
-    }
+    {"disable_dependencies", "flux_uri", "log_obj_size", "max_cores", "max_workers", "refresh_rate"}
 )
 SETTINGS: Final = {
     _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY

@@ -87,9 +87,11 @@ def _others(look: Overview, queue_type: str | None) -> Iterator[CacheEntry]:
             continue
         ids = look.claims.log(run.id).ids
         for key, stage in look.stages(run).items():
-            claim = look.claims.current(key)
-            if stage == "finished" or claim is None or claim.run.id != run.id:
+            if stage == "finished":
                 continue
+            claim = look.claims.current(key)
+            if claim is None or claim.run.id != run.id:
+                continue  # another run has tried again since
             yield _entry(history, calls, claim, stage, ids.get(claim.job_name))
 
 
