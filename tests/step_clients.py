@@ -218,6 +218,15 @@ def interrupted(folder: Path) -> Any:
     return dask.compute(*graph, scheduler=cluster_get, **options)
 
 
+def two_executors(folder: Path) -> Any:
+    options = {"cache_directory": folder / "cache"}
+    with Executor(max_workers=1, **options) as one, Executor(max_workers=1, **options) as other:
+        first = one.submit(at_work, folder, 1.0)
+        second = other.submit(noted, folder, "second", [first])
+        same = other.submit(at_work, folder, 1.0)
+        return [second.result()[0] == first.result() == same.result()]
+
+
 def ends_without_shutdown(folder: Path) -> Any:
     exe = Executor(cache_directory=folder / "cache")
     exe.submit(at_work, folder)

@@ -109,6 +109,7 @@ def test_steps_of_several_ranks_run_side_by_side(tmp_path: Path) -> None:
     there = Allocation(tmp_path, "--ntasks=4", "--nodes=1", "--mem=2400M")
     try:
         one, other = there.run("ranks", tmp_path).result()
+        until(lambda: [name[:7] for name in there.steps()] == ["ranked-"] * 2, "their steps' names")
     finally:
         there.end()
     for ranks in (one, other):
@@ -267,6 +268,14 @@ def test_an_interrupted_graph_is_ended(allocation: Allocation, tmp_path: Path) -
     assert client.wait() != 0
     assert "what was under way is ended" in client.errors
     until(lambda: not any(alive(int(pid.read_text())) for pid in pids), "the end of processes")
+
+
+@pytest.mark.slurm
+def test_executors_of_one_process_wait_for_each_other(
+    allocation: Allocation, tmp_path: Path
+) -> None:
+    assert allocation.run("two_executors", tmp_path).result() == [True]
+    assert len(list((tmp_path / "cache" / "attempts").rglob("*.start"))) == 2
 
 
 @pytest.mark.slurm

@@ -34,6 +34,7 @@ _TIMEOUT_S: Final = 60.0
 _MESSAGE_BYTES: Final = 4000
 _MEANINGLESS: Final = {
     "memory_max": "limit of memory (Flux sets none)",
+    "exclusive": "whole nodes to itself",
     "partition": "partition to choose",
     "account": "account to choose",
     "qos": "quality of service to choose",
