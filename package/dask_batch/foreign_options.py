@@ -23,7 +23,6 @@ _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "init_function": ((None,), "every call is a job of its own"),
     "plot_dependency_graph": ((None, False), "dask.visualize draws a graph"),
     "plot_dependency_graph_filename": ((None,), "dask.visualize draws a graph"),
-    "pysqa_config_directory": ((None,), "use resource_dict={'submission_template': ...}"),
     "restart_limit": ((None, 0), "use resource_dict={'retries': n}"),
     "wait": ((None, True), "executor.compute returns at once, and shutdown(wait=False) leaves"),
 }

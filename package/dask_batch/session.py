@@ -159,7 +159,7 @@ class Session:
 
     def _check(self, asked: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Check resources and template, once for all calls that ask for the same."""
-        normal = call_resources(asked)
+        normal = call_resources(asked, self.options.queues)
         known = repr(sorted(normal.items(), key=str))
         if known not in self._checked:
             self.backend.check([self._job(normal, name)])

@@ -42,7 +42,8 @@ OF_A_JOB = frozenset(
 )
 """What makes a process a job, and is not for the jobs that it hands over."""
 
-_BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID")
+_BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID", "PBS_JOBID", "LSB_JOBID", "MOAB_JOBID", "JOB_ID")
+"""The last one is Grid Engine's."""
 
 
 def inside_job() -> bool:
