@@ -6,6 +6,11 @@ anew while the job is held. Then it gets its memory and its time, which a plain 
 job that has not begun, and is released last: a job that waits or runs has had all of this done to
 it, and one that is held is a repetition that somebody did not finish.
 
+It is released in a later second than that of its end. A node refuses the credentials of a job that
+were made up to the second in which it was told to end it, a requeued job's among them ("Job
+credential revoked"), and the job fails with exit code 1 without having begun (22.05). Slurm itself
+would let it wait for as long as credentials are valid: 2 minutes by default.
+
 Where Slurm has forgotten the job, or does not let it be requeued, a new one of the same name takes
 its place; and so it does where a job can no longer be changed. (A controller that was killed may
 come back with jobs that wait for a number from the accounting's database for good, and refuses
@@ -38,6 +43,8 @@ LEAVING_PATIENCE_S = 3.0
 """A job that has just recorded its own end runs a moment longer; one that runs again, on and on."""
 ANSWER_PATIENCE_S = 20.0
 """Whoever repeats a job follows others as well: an outage is waited out between two tries."""
+CREDENTIAL_S = 1.1
+"""How long a job must have been over when it is released: the next second has begun."""
 _PENDING = "PENDING"
 
 
@@ -74,8 +81,15 @@ class Rerun:
         if held and not self._prepare(job, chosen):
             chosen = self._replaced(job, chosen, dependents)
         if held:
+            self._await_credential(chosen)
             self._insist(["scontrol", "release", chosen])
         return chosen
+
+    def _await_credential(self, job_id: str) -> None:
+        """Wait until the job's next credential is younger than its end."""
+        over_for_s = self._inquiry.over_for_s(job_id)
+        if over_for_s is not None and over_for_s < CREDENTIAL_S:
+            self._commands.waiting.pause(CREDENTIAL_S - over_for_s)
 
     def _insist(self, argv: Sequence[str]) -> None:
         self._commands.insist(argv, total_s=ANSWER_PATIENCE_S)
@@ -147,7 +161,7 @@ class Rerun:
             changes.append(f"MinMemoryNode={memory_mb(job.resources['memory_max'])}")
         if job.resources.get("run_time_max") is not None:
             changes.append(f"TimeLimit={minutes(job.resources['run_time_max'])}")
-        # A requeued job would wait until its old credential has expired (2 minutes by default).
+        # A requeued job would wait until its old credential has expired.
         changes.append("StartTime=now")
         try:
             self._insist(["scontrol", "update", f"JobId={job_id}", *changes])
