@@ -449,7 +449,7 @@ def test_without_a_controller_there_is_no_slurm(program, job):
 
 def test_without_accounting_the_queue_alone_is_asked(program, tmp_path):
     program("sbatch", "exit 1")
-    program("squeue", "echo '1|RUNNING|0|a|None'")
+    program("squeue", "echo '1|RUNNING|0|0|a|None'")
     program(
         "sacct",
         f"echo x >> {tmp_path}/sacct; echo 'Slurm accounting storage is disabled' >&2; exit 1",

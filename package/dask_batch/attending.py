@@ -16,7 +16,7 @@ from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims
 from dask_batch.entries import Entry
-from dask_batch.errors import BackendError, QueueFullError, SubmissionError
+from dask_batch.errors import BackendError, JobEndingError, QueueFullError, SubmissionError
 from dask_batch.history import History
 from dask_batch.repeating import Repeating
 from dask_batch.resolving import Resolving
@@ -146,7 +146,7 @@ class Attending:
             return
         try:
             job_id = self._tending.rerun(claim, entry.standing.job_id or "")
-        except QueueFullError as error:
+        except (QueueFullError, JobEndingError) as error:
             self._unanswered(entry, error)
         except SubmissionError as error:
             self._silences = 0

@@ -181,6 +181,8 @@ class Backend(Protocol):
 
         Raises
         ------
+        JobEndingError
+            The job has not ended altogether; it may be tried again.
         SubmissionError, CommandError, BackendUnavailableError
             It could not be done; it may be tried again.
         """

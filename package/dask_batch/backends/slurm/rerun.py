@@ -31,18 +31,19 @@ from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.options import memory_mb, minutes
 from dask_batch.backends.slurm.patience import Patience
 from dask_batch.backends.slurm.refusals import is_stuck, is_temporary
-from dask_batch.errors import CommandError, SubmissionError
+from dask_batch.errors import CommandError, JobEndingError, SubmissionError
 
-__all__ = ["Rerun"]
+__all__ = ["ANSWER_PATIENCE_S", "Rerun"]
 
 logger = logging.getLogger(__name__)
 
-ENDING_PATIENCE_S = 60.0
-"""How long a job may take to leave its nodes: ``KillWait`` and an epilog."""
+ENDING_PATIENCE_S = 5.0
+"""A job that leaves its nodes for longer (``KillWait``, an epilog, a node that is out of order for
+``SlurmdTimeout``) is come back to: whoever repeats it follows others as well."""
 LEAVING_PATIENCE_S = 3.0
 """A job that has just recorded its own end runs a moment longer; one that runs again, on and on."""
 ANSWER_PATIENCE_S = 20.0
-"""Whoever repeats a job follows others as well: an outage is waited out between two tries."""
+"""And an outage is waited out between two tries."""
 CREDENTIAL_S = 1.1
 """How long a job must have been over when it is released: the next second has begun."""
 _PENDING = "PENDING"
@@ -71,8 +72,8 @@ class Rerun:
         ------
         SubmissionError
             What the job is to have this time is refused. It stays held.
-        CommandError, BackendUnavailableError
-            Slurm does not answer: it may be tried again.
+        JobEndingError, CommandError, BackendUnavailableError
+            It is not over yet, or Slurm does not answer: it may be tried again.
         """
         chosen, status = self._in_queue(job, job_id)
         held = status is None or _waits_for_us(status)
@@ -126,8 +127,11 @@ class Rerun:
             status = self._inquiry.queued(job_id)
             if status is None or status.name != job.name:  # ids are given out a second time
                 return None
-            if status.state not in patience or not patience[status.state].pause(status.word):
-                return status
+            if status.state in patience and patience[status.state].pause(status.word):
+                continue
+            if status.state is JobState.ENDING:
+                raise JobEndingError(f"job {job_id} ({job.name}) has not left its nodes yet")
+            return status
 
     def _requeued(self, job: Job, job_id: str, status: JobStatus) -> bool:
         """Make an ended job a held one; false where that cannot be."""
