@@ -27,7 +27,7 @@ from dask_batch.backends.flux.journal import Journal
 from dask_batch.backends.flux.refusals import is_about_dependencies, refusal
 from dask_batch.backends.flux.requests import Writer
 from dask_batch.backends.flux.states import status_of
-from dask_batch.backends.slurm.parallel import levels
+from dask_batch.backends.parallel import levels
 
 __all__ = ["Submitter"]
 
