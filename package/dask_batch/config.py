@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,7 +19,7 @@ from dask_batch.backends.command import client_environment
 from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
-from dask_batch.resource_values import count, flag, lines
+from dask_batch.resource_values import count, flag, lines, natural
 from dask_batch.resources import merge_resources
 
 __all__ = ["Options", "client_environment", "register_defaults", "resolve"]
@@ -64,6 +64,14 @@ class Options:
     max_cores : int or None
         On how many CPUs the jobs of this executor may run at the same time, where the backend can
         bound that.
+    block_allocation : bool
+        Whether tasks run on long-lived workers, rather than as a job each.
+    init_function : callable or None
+        Called once by each worker; the dictionary that it returns gives arguments by name.
+    restart_limit : int
+        How often the process of a worker is replaced that has died.
+    hostname_localhost : bool or None
+        Whether workers find their client at 127.0.0.1 only.
     """
 
     backend: str
@@ -83,6 +91,10 @@ class Options:
     retry_time_factor: float = 2.0
     steward: bool = True
     max_cores: int | None = None
+    block_allocation: bool = False
+    init_function: Callable[[], Any] | None = None
+    restart_limit: int = 0
+    hostname_localhost: bool | None = None
 
     @property
     def setup(self) -> Setup:
@@ -103,7 +115,10 @@ def _setting(keyword: str) -> str:
     return keyword.removesuffix("_s").replace("_", "-")
 
 
-_KEYWORDS_ONLY: Final = frozenset({"max_cores", "max_workers"})
+_OF_WORKERS: Final = ("init_function", "restart_limit")
+_KEYWORDS_ONLY: Final = frozenset(
+    {"max_cores", "max_workers", "block_allocation", "hostname_localhost", *_OF_WORKERS}
+)
 SETTINGS: Final = {
     _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY
 }
@@ -140,7 +155,13 @@ def resolve(**keywords: Any) -> Options:
         str(pattern): dict(_mapping(f"resource_rules[{pattern!r}]", rule))
         for pattern, rule in _mapping("resource_rules", chosen.get("resource_rules")).items()
     }
-    return Options(**_checked(chosen))
+    options = Options(**_checked(chosen))
+    for name in () if options.block_allocation else _OF_WORKERS:
+        if getattr(options, name):
+            raise ConfigurationError(
+                f"{name} is for workers that stay: say block_allocation=True as well"
+            )
+    return options
 
 
 _RESOURCES: Final = ("pmi_mode", "openmpi_oversubscribe")
@@ -206,8 +227,12 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in chosen.items():
         if name in ("max_cores", "max_jobs", "max_workers"):
             checked[name] = _count(name, value)
-        elif name == "steward":
+        elif name in ("steward", "block_allocation", "hostname_localhost"):
             checked[name] = _flag(name, value)
+        elif name == "restart_limit":
+            checked[name] = _natural(name, value)
+        elif name == "init_function" and not callable(value):
+            raise ConfigurationError(f"init_function must be callable, not {value!r}")
         elif name.endswith("_factor"):
             checked[name] = _factor(name, value)
         elif name.endswith("_s"):
@@ -222,6 +247,13 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def _count(name: str, value: Any) -> int:
     try:
         return count(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _natural(name: str, value: Any) -> int:
+    try:
+        return natural(value)
     except ValueError as error:
         raise ConfigurationError(f"{name} {error}, not {value!r}") from None
 

@@ -213,6 +213,25 @@ class BatchExecutor(concurrent.futures.Executor):
         return get_cache_data(self._session.cache.path)
 
     @property
+    def max_workers(self) -> int | None:
+        """How many jobs of this executor may run at a time; None: no bound of its own.
+
+        With ``block_allocation`` it is the number of workers, and can be set: more are started, or
+        some end, those that are busy after their task.
+
+        Raises
+        ------
+        ConfigurationError
+            It is set, and there are no workers; or to what is no number of workers.
+        """
+        pool = self._session.workers
+        return self._options.max_workers if pool is None else pool.count
+
+    @max_workers.setter
+    def max_workers(self, number: int) -> None:
+        self._session.resize(number)
+
+    @property
     def cache_directory(self) -> Path:
         """Where the results are."""
         return self._session.cache.path

@@ -10,17 +10,13 @@ from dask_batch.errors import ConfigurationError
 __all__ = ["without_foreign"]
 
 _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
-    "block_allocation": ((None, False), "every call is a job of its own"),
     "disable_dependencies": ((None, False), "futures among the arguments are dependencies"),
     "export_workflow_filename": ((None,), "the graph is not exported in this version"),
-    "hostname_localhost": ((None, False, True), "jobs and clients meet in files, not on sockets"),
-    "init_function": ((None,), "every call is a job of its own"),
     "log_obj_size": ((None, False), "sizes are not logged"),
     "plot_dependency_graph": ((None, False), "the graph is not plotted in this version"),
     "plot_dependency_graph_filename": ((None,), "the graph is not plotted in this version"),
     "pysqa_config_directory": ((None,), "use resource_dict={'submission_template': ...}"),
     "refresh_rate": ((None, 0.01), "use shortest_poll_s and longest_poll_s"),
-    "restart_limit": ((None, 0), "use resource_dict={'retries': n}"),
     "wait": ((None, True), "use shutdown(wait=False)"),
 }
 """For each the values that ask for nothing, and what to say to any other."""

@@ -51,7 +51,8 @@ class PreparedJob:
     @property
     def repeatable(self) -> bool:
         """Whether it is to be repeated when it fails."""
-        return bool((self.header.get("retry") or {}).get("retries"))
+        policy = self.header.get("retry") or {}
+        return bool(policy.get("retries") or policy.get("deaths"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class Preparer:
         self.cache = cache
         self.backend = backend
         self.options = options
+        self.initial = ""
+        """The key of the function that workers begin with, where tasks run on such."""
 
     # ---- a call ------------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class Preparer:
         """
         normal = self.call_resources(asked)
         said = {**asked, "ranks": normal["cores"]}  # what cores are at an executor
-        task = Task(CALL, Call(function, args, kwargs), {"resources": said})
+        task = Task(CALL, Call(function, args, kwargs), self.annotations(said))
         outside = Outside(self.cache)
         keys = self._keys(outside)
         keyed = keys.of({CALL: task}, [CALL])
@@ -102,6 +104,11 @@ class Preparer:
             hits.warn_outdated({CALL: task}, keyed)
         pack = Pack(outside, keys.hasher, keyed, surroundings)
         return pack.job([task], normal, self._retry([options]), wanted=True)
+
+    def annotations(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is said of a task by those who ask for it."""
+        said: dict[str, Any] = {"resources": asked}
+        return {**said, "init_function": self.initial} if self.initial else said
 
     def call_resources(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Check the resources of a call, and bring them to normal form."""
@@ -183,6 +190,7 @@ class Preparer:
             chain,
             memory_factor=self.options.retry_memory_factor,
             time_factor=self.options.retry_time_factor,
+            restarts=self.options.restart_limit,
         )
 
     def _keys(self, outside: Outside) -> Keys:

@@ -7,9 +7,9 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dask_batch import resources
+from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job
 from dask_batch.cache.claims import Claims
@@ -32,6 +32,10 @@ from dask_batch.standing import Standings
 from dask_batch.surroundings import Surroundings
 from dask_batch.watch import Pace, Watch
 
+if TYPE_CHECKING:
+    from dask_batch.backends.workers.pool import WorkerPool
+    from dask_batch.workforce import Workforce
+
 __all__ = ["Session", "open_session"]
 
 logger = logging.getLogger(__name__)
@@ -40,10 +44,23 @@ logger = logging.getLogger(__name__)
 def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
     cache = Cache(options.cache_directory)
+    if options.block_allocation:
+        return _with_workers(cache, options)
     backend = open_backend(options.backend, options.setup)
     if backend.shared:
         _warn_of_local_files(cache.path)
     return Session(cache, backend, options)
+
+
+def _with_workers(cache: Cache, options: Options) -> Session:
+    """Open a session whose tasks run on long-lived workers."""
+    from dask_batch.backends.within.backend import WithinBackend
+    from dask_batch.workforce import BACKEND, open_workforce
+
+    force = open_workforce(cache, options, _common(options))
+    session = Session(cache, WithinBackend(force.pool, name=BACKEND), force.options)
+    session.employ(force)
+    return session
 
 
 @functools.cache
@@ -74,20 +91,37 @@ class Session:
         self.backend = backend
         self.options = options
         standings = Standings(cache, Claims(cache), backend, open_backend)
-        common = {
-            "python": list(sys.version_info[:2]),
-            "key_versions": options.key_versions,
-            "input_grace_s": options.input_grace_s,
-            "output_grace_s": options.output_grace_s,
-            "failure_grace_s": options.failure_grace_s,
-        }
         pace = _pace(backend, options)
         self.engine = Engine(
-            HandOver(standings, common=common, steward=options.steward),
+            HandOver(standings, common=_common(options), steward=options.steward),
             Watch(cache, backend, pace, standings),
         )
         self.deferred = Deferred()
+        self.workers: WorkerPool | None = None
         self._preparer = Preparer(cache, backend, options)
+
+    def employ(self, force: Workforce) -> None:
+        """Have tasks run on workers."""
+        self.workers = force.pool
+        self._preparer.initial = force.initial
+
+    def resize(self, number: int) -> None:
+        """Have another number of workers.
+
+        Raises
+        ------
+        ConfigurationError
+            There are no workers, or it is no number of workers.
+        """
+        if self.workers is None:
+            raise ConfigurationError(
+                "max_workers can be changed only where there are workers that stay: "
+                "block_allocation=True"
+            )
+        try:
+            self.workers.resize(resource_values.count(number))
+        except ValueError as error:
+            raise ConfigurationError(f"max_workers {error}, not {number!r}") from None
 
     def surroundings(self) -> Surroundings:
         """Take the surroundings of this moment."""
@@ -206,7 +240,10 @@ class Session:
         graph = ingest(
             dsk,
             keys,
-            annotations={**said, "resources": {**asked, **(said.get("resources") or {})}},
+            annotations={
+                **said,
+                **self._preparer.annotations({**asked, **(said.get("resources") or {})}),
+            },
             resource_rules=self.options.resource_rules,
         )
         let_go(graph.tasks.values())
@@ -247,6 +284,17 @@ class Session:
         if wait:
             self.deferred.wait()
             engine.join()
+
+
+def _common(options: Options) -> dict[str, Any]:
+    """Return what all jobs of all runs share, as JSON data."""
+    return {
+        "python": list(sys.version_info[:2]),
+        "key_versions": options.key_versions,
+        "input_grace_s": options.input_grace_s,
+        "output_grace_s": options.output_grace_s,
+        "failure_grace_s": options.failure_grace_s,
+    }
 
 
 def _failed_parent(failed: ParentFailed, function: str) -> BaseException:

@@ -36,6 +36,7 @@ from dask_batch.job.cutoff import Cutoff
 from dask_batch.job.endings import EndedError, described, summary
 from dask_batch.job.exit_codes import BAD_PYTHON, FAILED, NO_DIRECTORY, NO_MODULE
 from dask_batch.job.inputs import Inputs
+from dask_batch.job.kept import NOTHING, Kept
 from dask_batch.job.opening import RefusedError, open_task
 from dask_batch.job.recording import record_end
 from dask_batch.job.say import say
@@ -46,7 +47,7 @@ from dask_batch.job.turn import Turn
 __all__ = ["main"]
 
 
-def main(definition_path: str, index: int) -> int:
+def main(definition_path: str, index: int, kept: Kept = NOTHING) -> int:
     """Run one attempt.
 
     Parameters
@@ -55,6 +56,8 @@ def main(definition_path: str, index: int) -> int:
         The task-definition file of a run, in a cache directory.
     index
         Which of its tasks to run.
+    kept
+        What this process keeps between tasks, if it runs several.
 
     Returns
     -------
@@ -67,15 +70,16 @@ def main(definition_path: str, index: int) -> int:
     except RefusedError as refusal:
         say(str(refusal))
         return refusal.exit_code
-    return Attempt(cache, definition).run()
+    return Attempt(cache, definition, kept).run()
 
 
 class Attempt:
     """One attempt, from its definition to its result or its end record."""
 
-    def __init__(self, cache: Cache, definition: Definition) -> None:
+    def __init__(self, cache: Cache, definition: Definition, kept: Kept = NOTHING) -> None:
         self.cache = cache
         self.definition = definition
+        self.kept = kept
         self.common: Mapping[str, Any] = definition.common
         self.header: Mapping[str, Any] = definition.header
         self.key: str = definition.header["key"]
@@ -87,7 +91,7 @@ class Attempt:
         self.inputs = Inputs(
             cache, self.header["input_claims"], float(self.common["input_grace_s"])
         )
-        self.body = Body(definition, self.inputs, checkpoint_path(cache, self.key))
+        self.body = Body(definition, self.inputs, checkpoint_path(cache, self.key), kept)
         self.versions: Mapping[str, str | None] = {}
 
     def run(self) -> int:
@@ -123,13 +127,24 @@ class Attempt:
 
     def _make(self) -> None:
         """Make the attempt, up to its result."""
+        self.kept.check()
+        value = self.value()
+        self._check_files()
+        self._publish(value)
+
+    def value(self) -> Any:
+        """Return what the function returns, called as it is to be.
+
+        Raises
+        ------
+        EndedError
+            It could not be called, or has raised.
+        """
         self._check()
         self.inputs.wait(self.header["inputs"])
         self._enter()
         with Contained(self._left):
-            value = self.body.value()
-        self._check_files()
-        self._publish(value)
+            return self.body.value()
 
     def _done(self) -> int:
         remove_checkpoints(self.cache, self.key)
