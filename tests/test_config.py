@@ -33,7 +33,7 @@ def test_the_file_of_defaults_says_what_the_class_says():
 def test_every_option_has_a_setting_and_every_setting_an_option():
     config.register_defaults()
     assert set(dask.config.get("batch")) == set(config.SETTINGS)
-    assert set(config.SETTINGS.values()) == set(config.KEYWORDS) - {"max_cores", "max_workers"}
+    assert set(config.SETTINGS.values()) == set(config.KEYWORDS) - config._KEYWORDS_ONLY
 
 
 def test_a_keyword_is_before_the_configuration_and_that_before_the_default():

@@ -168,9 +168,13 @@ def _for_tasks(options: Options) -> Options:
 def _starter(options: Options) -> Launcher:
     """Return what starts the workers of an executor."""
     if options.backend == "local":
-        from dask_batch.backends.workers.process import ProcessLauncher
+        from dask_batch.backends.workers.process import WorkerProcesses
 
-        return ProcessLauncher()
+        return WorkerProcesses()
+    if options.backend == "slurm-step":
+        from dask_batch.backends.within.steps import StepLauncher
+
+        return StepLauncher.here()
     from dask_batch.backends.workers.batch import BatchLauncher
 
     return BatchLauncher(open_backend(options.backend))

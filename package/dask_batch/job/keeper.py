@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from dask_batch.cache.meeting import Meeting
 from dask_batch.errors import CacheError
@@ -45,13 +45,10 @@ class Keeper:
     ----------
     client
         The connection to the client.
-    initial
-        The definition of the ``init_function``, if there is one.
     """
 
-    def __init__(self, client: Channel, initial: Path | None) -> None:
+    def __init__(self, client: Channel) -> None:
         self._client = client
-        self._initial = initial
         self._pid = 0
         """The workbench; 0 while there is none."""
         self._workbench: Channel | None = None
@@ -132,31 +129,23 @@ class Keeper:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            self._become_workbench(theirs, parent)
+            raise _ForkedError(self._as_workbench(theirs, parent))
         theirs.close()
         self._pid = pid
         self._workbench = Channel(ours)
 
-    def _become_workbench(self, end: socket.socket, parent: int) -> NoReturn:
-        """Be the fork."""
-        code = exit_codes.FAILED
-        try:
-            os.setsid()
-            _die_with(parent)
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            for descriptor in (self._heard, self._told):
-                os.close(descriptor)
-            self._client.close()
-            channel = Channel(socket.socket(fileno=kept(end.detach())))
-            code = _workbench(channel, self._initial)
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError, AttributeError):
-                    stream.flush()
-            os._exit(code)
+    def _as_workbench(self, end: socket.socket, parent: int) -> Channel:
+        """Put off, in the fork, what belongs to the keeper; return the connection to that."""
+        os.setsid()
+        _die_with(parent)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for descriptor in (self._heard, self._told):
+            os.close(descriptor)
+        self._client.close()
+        return Channel(socket.socket(fileno=kept(end.detach())))
 
     def _pass_on(self) -> None:
         """Tell the client what the workbench says."""
@@ -221,6 +210,13 @@ class Keeper:
                     signalled(self._pid, number)
 
 
+class _ForkedError(BaseException):
+    """This process is the fork: it leaves all that the keeper was about."""
+
+    def __init__(self, keeper: Channel) -> None:
+        self.keeper = keeper
+
+
 def _die_with(parent: int) -> None:
     """Have the kernel end this process when its parent ends."""
     if sys.platform == "linux":
@@ -265,7 +261,12 @@ def main(path: str, number: int) -> int:
     client = _client(meeting, number)
     if client is None:
         return exit_codes.FAILED
-    return Keeper(client, Path(path).with_suffix(".h5") if meeting.initial else None).serve()
+    keeper = Keeper(client)
+    try:
+        return keeper.serve()
+    except _ForkedError as forked:
+        channel = forked.keeper
+    return _workbench(channel, Path(path).with_suffix(".h5") if meeting.initial else None)
 
 
 def _client(meeting: Meeting, number: int) -> Channel | None:
