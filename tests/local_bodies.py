@@ -199,3 +199,12 @@ def _open_files() -> list[str]:
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1], int(sys.argv[2])))
+
+
+def body_devices(folder: Path, index: int) -> int:
+    """Tell which devices are seen, and go on until the test lets go."""
+    names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+    note(folder, index, {name: os.environ[name] for name in names if name in os.environ})
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return 0

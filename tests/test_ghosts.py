@@ -34,7 +34,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    return lambda: monkeypatch.setattr(ghosts, "_AFTER_S", -1.0)
+    return lambda: monkeypatch.setattr(ghosts, "_STUCK", dict.fromkeys(ghosts._STUCK, -1.0))
 
 
 def wait_for(queue: Queue, *tasks: str, reason: str) -> None:
@@ -66,6 +66,36 @@ def test_a_job_that_the_controller_forgot_to_end_does_not_keep_others_waiting(
     client.publish("child")
     client.look()
     assert futures["child"].result(0) == "child"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (JobState.HELD, "JobHeldUser"),
+        (JobState.LOST, "launch failed requeued held"),
+        (JobState.DEPENDENCY_FAILED, "DependencyNeverSatisfied"),
+    ],
+)
+def test_a_job_that_came_back_to_the_queue_for_ever_does_not_keep_others_waiting(
+    client: Client,
+    queue: Queue,
+    later: Callable[[], None],
+    state: JobState,
+    reason: str,
+) -> None:
+    futures = client.run(prepared("parent"), prepared("child", "parent"))
+    client.publish("parent")
+    client.look()
+    queue.say("parent", state, word="PENDING", reason=reason)
+    wait_for(queue, "child", reason="Dependency")
+    client.look(5)
+    assert not queue.cancels
+    later()
+    client.look(2)
+    assert queue.cancels == [[queue.id_of("parent")]]
+    assert not futures["child"].done()
+    client.look(3)
+    assert len(queue.cancels) == 1  # it is not told again and again
 
 
 def test_who_never_watched_the_parents_finds_them_by_their_claims(

@@ -30,7 +30,7 @@ PATIENCE_S = 120.0
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ghosts, "_GATHER_S", 0.2)
     monkeypatch.setattr(ghosts, "_RARELY_S", 0.4)
-    monkeypatch.setattr(ghosts, "_AFTER_S", 1.0)
+    monkeypatch.setattr(ghosts, "_STUCK", dict.fromkeys(ghosts._STUCK, 1.0))
 
 
 @pytest.fixture

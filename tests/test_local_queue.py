@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dask_batch.backends.base import JobState
+from dask_batch.backends.gpus import Devices
 from dask_batch.backends.local.queue import WorkQueue as Queue
 from dask_batch.backends.local.records import Demand, Entry, Outcome, RefusedError
 from dask_batch.backends.local.room import PASS_LIMIT
@@ -21,7 +22,7 @@ BAD = Outcome(JobState.FAILED, exit_code=1)
 
 
 def entry(name: str, *parents: int, cpus: int = 1, memory: int = 0, **more: Any) -> Entry:
-    demand = {key: more.pop(key) for key in ("group", "priority") if key in more}
+    demand = {key: more.pop(key) for key in ("devices", "gpus", "group", "priority") if key in more}
     return Entry(name, Demand(cpus, memory, **demand), parents, **more)
 
 
@@ -221,6 +222,71 @@ def test_conditions_on_failure_and_end(queue: Queue) -> None:
     assert started(queue) == ["upon failure", "at the end"]
 
 
+TWO = Devices("CUDA_VISIBLE_DEVICES", ("0", "1"))
+BY_ID = Devices("CUDA_VISIBLE_DEVICES", ("GPU-a", "GPU-b"))
+
+
+def held(queue: Queue) -> list[tuple[str, ...]]:
+    return [job.devices for job in queue.jobs if job.number in queue.running]
+
+
+def test_each_device_is_one_jobs_alone(queue: Queue) -> None:
+    queue.hand_over([entry(f"j{i}", gpus=1, devices=TWO) for i in range(3)])
+    queue.hand_over([entry("both", gpus=2, devices=TWO), entry("none", devices=TWO)])
+    queue.release(range(5))
+    assert started(queue) == ["j0", "j1", "none"]
+    assert held(queue) == [("0",), ("1",), ()]
+    queue.end(0, GOOD)
+    assert started(queue) == ["j2"]
+    assert queue.jobs[2].devices == ("0",)
+    queue.end(1, BAD)
+    assert started(queue) == []
+    queue.end(2, GOOD)
+    assert started(queue) == ["both"]
+    assert queue.jobs[3].devices == ("0", "1")
+
+
+def test_a_client_gets_only_those_devices_that_it_names(queue: Queue) -> None:
+    second = Devices(TWO.variable, ("1",))
+    queue.hand_over([entry("any", gpus=1, devices=TWO), entry("second", gpus=1, devices=second)])
+    queue.hand_over([entry("second too", gpus=1, devices=second)])
+    queue.release(range(3))
+    assert started(queue) == ["any", "second"]
+    assert held(queue) == [("0",), ("1",)]
+    queue.end(0, GOOD)
+    assert started(queue) == []
+    queue.end(1, GOOD)
+    assert started(queue) == ["second too"]
+
+
+def test_devices_that_are_named_in_two_ways_are_not_in_use_at_the_same_time(
+    queue: Queue,
+) -> None:
+    queue.hand_over([entry("number", gpus=1, devices=TWO), entry("id", gpus=1, devices=BY_ID)])
+    queue.release(range(2))
+    assert started(queue) == ["number"]
+    queue.end(0, GOOD)
+    assert started(queue) == ["id"]
+    assert queue.jobs[1].devices == ("GPU-a",)
+
+
+def test_a_job_that_is_put_back_holds_no_devices(queue: Queue) -> None:
+    queue.hand_over([entry("a", gpus=2, devices=TWO), entry("b", gpus=2, devices=TWO, priority=1)])
+    queue.release([0])
+    assert started(queue) == ["a"]
+    queue.release([1])
+    queue.put_back(0)
+    assert queue.jobs[0].devices == ()
+    assert started(queue) == ["b"]
+
+
+def test_more_devices_than_are_named_are_refused(queue: Queue) -> None:
+    with pytest.raises(RefusedError, match="'a' names too few GPUs"):
+        queue.hand_over([entry("a", gpus=3, devices=TWO)])
+    with pytest.raises(RefusedError, match="too few"):
+        queue.hand_over([entry("a", gpus=1)])
+
+
 class History(RuleBasedStateMachine):
     """Any history: never more than the machine, never before parents, never stuck.
 
@@ -253,6 +319,8 @@ class History(RuleBasedStateMachine):
                     after=tuple(data.draw(earlier)),
                     group="g" if cap else None,
                     priority=data.draw(st.integers(-1, 1)),
+                    gpus=data.draw(st.sampled_from([0, 0, 1, 2])),
+                    devices=data.draw(st.sampled_from([TWO, BY_ID])),
                     repeatable=data.draw(st.booleans()),
                     after_failure=tuple(data.draw(earlier)),
                     after_end=tuple(data.draw(earlier)),
@@ -273,7 +341,9 @@ class History(RuleBasedStateMachine):
     @rule()
     def start(self) -> None:
         for job in self.queue.start_due():
-            self.events.append(lambda queue, number=job.number: queue.begin(number))
+            self.events.append(
+                lambda queue, number=job.number, devices=job.devices: queue.begin(number, devices)
+            )
             for parent in self.parents[job.number] if job.number not in self.again else ():
                 assert state(self.queue, parent) is JobState.COMPLETED
 
@@ -315,6 +385,8 @@ class History(RuleBasedStateMachine):
         assert self.queue.cpus - self.queue.free_cpus == sum(j.demand.cpus for j in running if j)
         assert self.queue.free_cpus >= 0
         assert self.queue.free_memory_bytes >= 0
+        devices = [name for job in running if job for name in job.devices]
+        assert len(devices) == len(set(devices)) == sum(j.demand.gpus for j in running if j)
 
     @invariant()
     def descendants_of_failures_have_failed(self) -> None:
@@ -347,8 +419,18 @@ class History(RuleBasedStateMachine):
         for event in self.events:
             event(another)
         for job, same in zip(self.queue.jobs, another.jobs, strict=True):
-            for what in ("name", "state", "outcome", "demand", "unmet", "broken", "waits"):
+            for what in (
+                "name",
+                "state",
+                "outcome",
+                "demand",
+                "unmet",
+                "broken",
+                "waits",
+                "devices",
+            ):
                 assert getattr(job, what) == getattr(same, what), what
+            assert job.waits == same.waits
         assert sorted(self.queue.running) == sorted(another.running)
         assert self.queue.free_cpus == another.free_cpus
         assert self.queue.can_progress == another.can_progress

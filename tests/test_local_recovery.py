@@ -42,7 +42,7 @@ class Life:
     def start(self) -> list[int]:
         due = self.queue.start_due()
         for job in due:
-            self.journal.started(job.number, job.name, PARENT)
+            self.journal.started(job.number, job.name, PARENT, job.devices)
         self.journal.write()
         return [job.number for job in due]
 
@@ -53,6 +53,7 @@ class Life:
     def looks(self) -> list[Any]:
         return [
             (job.number, job.name, job.state, job.reported_state, job.demand, job.unmet)
+            + ((job.devices,) if job.devices else ())
             + ((job.payload,) if job.payload else ())
             for job in self.queue.jobs
             if not job.state.ended
@@ -61,7 +62,9 @@ class Life:
 
 def member(name: str, *parents: int, **more: Any) -> Member:
     variables = {"A": "b\udcff", "N": str(len(name))}
-    profile = Profile("/d", "/l", "/w", variables, "/p", cpus=more.pop("cpus", 1), program="x.y")
+    own = {name: more.pop(name) for name in ("cpus", "gpus") if name in more}
+    gpus = {"gpu_variable": "CUDA_VISIBLE_DEVICES", "gpu_names": ("0", "1", "2")}
+    profile = Profile("/d", "/l", "/w", variables, "/p", program="x.y", **own, **gpus)
     return Member(name, profile, 7, parents, **more)
 
 
@@ -82,7 +85,7 @@ def busy(path: Path) -> Life:
             member("stuck", after=(life.id(2),)),
             member("below", 0),
             member("held"),
-            member("running", cpus=2, after=(life.id(1),)),
+            member("running", cpus=2, gpus=2, after=(life.id(1),)),
             member("steward", after_failure=(life.id(3),), after_end=(life.id(6),)),
         ],
         None,
@@ -105,6 +108,7 @@ def test_everything_is_as_it_was(tmp_path: Path, shortened: int) -> None:
     assert later.looks() == life.looks()
     assert later.queue.running == (7,)
     assert later.queue.free_cpus == 6
+    assert later.queue.jobs[7].devices == ("0", "1")
     assert later.queue.jobs.next_number == 9
     assert later.journal.former.jobs[life.id(7)].process == PROCESS
     for number, state in ((0, JobState.COMPLETED), (2, JobState.FAILED)):

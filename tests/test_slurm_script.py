@@ -88,6 +88,38 @@ def test_the_builtin_template_prints_every_resource():
     ]
 
 
+@pytest.mark.parametrize(
+    ("resources", "option"),
+    [
+        ({"gpus_per_core": 2}, "--gpus-per-task=2"),
+        ({"gpu_request": "--gpus-per-task=a100:{gpus_per_core}"}, "--gpus-per-task=a100:1"),
+        ({"gpu_request": "--gres=gpu:{gpus}", "gpus_per_core": 2}, "--gres=gpu:2"),
+        ({"gpu_request": "--gres=gpu:{gpus}", "ranks": 4}, "--gres=gpu:4"),
+        ({"gpu_request": "--gres=gpu:a:{gpus}", "ranks": 5, "num_nodes": 2}, "--gres=gpu:a:3"),
+    ],
+)
+def test_gpus_are_asked_for_as_the_site_wants(resources, option):
+    ranks = resources.pop("ranks", 1)
+    asked = {"gpus_per_core": 1} | resources
+    builtin = a_job(**asked)
+    bare = a_job(template="#!/bin/bash\n{{ command }}\n", **asked)
+    own = a_job(template="#!/bin/bash\n#SBATCH {{ gpu_option }}\n{{ command }}\n", **asked)
+    builtin, bare, own = (
+        replace(job, resources={**job.resources, "cores": ranks}) for job in (builtin, bare, own)
+    )
+    assert option in directives(text_of(builtin))
+    assert option in directives(text_of(own))
+    assert option in arguments_of(bare)
+    assert not [word for word in arguments_of(own) if "gpu" in word]
+
+
+def test_a_job_without_gpus_asks_for_none_however_it_would():
+    text = text_of(a_job(gpu_request="--gres=gpu:{gpus}"))
+    assert "gpu" not in text
+    with pytest.raises(ResourceError, match=r"gpu_request.*--array"):
+        refuse_reserved(a_job(gpu_request="--array={gpus}", gpus_per_core=2).resources)
+
+
 def test_the_builtin_template_prints_nothing_that_was_not_asked_for():
     assert directives(text_of(a_job())) == [
         "--job-name=add-r1-0",

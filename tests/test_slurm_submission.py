@@ -291,6 +291,20 @@ def test_a_users_sbatch_variables_do_not_override_a_resource(job):
     assert not {"SBATCH_PARTITION", "SBATCH_ARRAY_INX", "OMP_NUM_THREADS", "LC_ALL"} & set(seen)
 
 
+@pytest.mark.parametrize("gpus", [None, 1])
+def test_the_clients_lists_of_gpus_are_those_of_another_machine(job, gpus):
+    environment = {
+        "CUDA_VISIBLE_DEVICES": "3",
+        "ROCR_VISIBLE_DEVICES": "",
+        "SBATCH_GRES": "gpu:4",
+        "SBATCH_GPUS_PER_TASK": "4",
+    }
+    seen = submission_environment(job(gpus_per_core=gpus, environment=environment))
+    assert "CUDA_VISIBLE_DEVICES" not in seen
+    assert seen["ROCR_VISIBLE_DEVICES"] == ""
+    assert ("SBATCH_GRES" in seen) == ("SBATCH_GPUS_PER_TASK" in seen) == (gpus is None)
+
+
 def test_sbatch_gets_the_jobs_environment_and_not_this_process(program, job, tmp_path, monkeypatch):
     monkeypatch.setenv("ONLY_HERE", "1")
     program("sbatch", f"env > {tmp_path}/seen; pwd > {tmp_path}/where; echo 1")

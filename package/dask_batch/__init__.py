@@ -18,7 +18,12 @@ from dask_batch.registration import register
 if TYPE_CHECKING:
     from dask_batch.backends.local import stop_local_queue
     from dask_batch.checkpoint import checkpoint_directory
-    from dask_batch.executors import SingleNodeExecutor, SlurmClusterExecutor
+    from dask_batch.executors import (
+        FluxJobExecutor,
+        SingleNodeExecutor,
+        SlurmClusterExecutor,
+        SlurmJobExecutor,
+    )
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
     from dask_batch.runs import cancel, explain, get_cache_data, status
@@ -28,8 +33,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "File": "dask_batch.inputs",
+    "FluxJobExecutor": "dask_batch.executors",
     "SingleNodeExecutor": "dask_batch.executors",
     "SlurmClusterExecutor": "dask_batch.executors",
+    "SlurmJobExecutor": "dask_batch.executors",
     "cancel": "dask_batch.runs",
     "checkpoint_directory": "dask_batch.checkpoint",
     "clean": "dask_batch.upkeep",
@@ -43,8 +50,10 @@ _HOMES = {
 
 __all__ = [
     "File",
+    "FluxJobExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
+    "SlurmJobExecutor",
     "__version__",
     "cancel",
     "checkpoint_directory",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims
 from dask_batch.entries import Entry
@@ -96,6 +97,8 @@ class Attending:
     def _is_nameless(self, entry: Entry) -> bool:
         """Whether a job is, or will be, in reach, and its id was not known when it was found."""
         standing = entry.standing
+        if ends_with_client(standing.backend):
+            return False  # of another client's it makes no difference
         return standing.job_id is None and standing.backend == self._watch.backend.name
 
     def _find_job(self, entry: Entry, now: float) -> None:

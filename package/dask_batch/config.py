@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dask_batch.backends.command import client_environment
+from dask_batch.backends.gpus import Declared, declared
 from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
@@ -72,6 +73,8 @@ class Options:
         How often the process of a worker is replaced that has died.
     hostname_localhost : bool or None
         Whether workers find their client at 127.0.0.1 only.
+    local_gpus : Declared or None
+        What is said of the GPUs of this machine, where jobs run on it.
     """
 
     backend: str
@@ -95,11 +98,14 @@ class Options:
     init_function: Callable[[], Any] | None = None
     restart_limit: int = 0
     hostname_localhost: bool | None = None
+    local_gpus: Declared | None = None
 
     @property
     def setup(self) -> Setup:
         """What is said of the backend as a whole."""
-        return Setup(max_workers=self.max_workers, max_cores=self.max_cores)
+        return Setup(
+            max_workers=self.max_workers, max_cores=self.max_cores, local_gpus=self.local_gpus
+        )
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -145,6 +151,11 @@ def resolve(**keywords: Any) -> Options:
     chosen = {name: value for name, value in configured.items() if value is not None}
     chosen.update({name: value for name, value in explicit.items() if value is not None})
     chosen["backend"] = choose_backend(chosen.get("backend"))
+    if explicit.get("local_gpus") is not None and chosen["backend"] != "local":
+        raise ConfigurationError(
+            f"local_gpus={explicit['local_gpus']!r}: it is the batch system that knows the GPUs of "
+            "its nodes; this is an option of the local queue"
+        )
     chosen["cache_directory"] = _folder(chosen["cache_directory"])
     chosen["resource_dict"] = merge_resources(
         _from_jobqueue() if chosen["backend"] == "slurm" else {},
@@ -227,6 +238,8 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in chosen.items():
         if name in ("max_cores", "max_jobs", "max_workers"):
             checked[name] = _count(name, value)
+        elif name == "local_gpus":
+            checked[name] = _gpus(name, value)
         elif name in ("steward", "block_allocation", "hostname_localhost"):
             checked[name] = _flag(name, value)
         elif name == "restart_limit":
@@ -261,6 +274,13 @@ def _natural(name: str, value: Any) -> int:
 def _flag(name: str, value: Any) -> bool:
     try:
         return flag(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _gpus(name: str, value: Any) -> Declared | None:
+    try:
+        return declared(value)
     except ValueError as error:
         raise ConfigurationError(f"{name} {error}, not {value!r}") from None
 

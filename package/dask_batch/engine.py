@@ -21,11 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dask_batch.backends.base import Backend
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.backlog import Backlog
 from dask_batch.cache.store import Cache
 from dask_batch.future import BatchFuture
 from dask_batch.handover import HandOver, Interrupted
 from dask_batch.intake import Intake
+from dask_batch.orphans import Orphans
 from dask_batch.request import Request
 from dask_batch.watch import Watch
 
@@ -46,9 +48,14 @@ _ending = threading.Event()
 
 @atexit.register
 def _hand_over_the_rest() -> None:
-    """Hand over what was asked for in the last moments of a script that just ends."""
+    """Hand over what was asked for in the last moments of a script that just ends.
+
+    Jobs that would end with this process are waited for, as those of the standard library are.
+    """
     for engine in list(_engines):
         engine.flush()
+        if ends_with_client(engine.backend.name):
+            engine.outlast()
     _ending.set()
 
 
@@ -61,6 +68,11 @@ class Engine:
         Hands prepared jobs over.
     watch
         Follows them.
+
+    Attributes
+    ----------
+    ended
+        Called in the end, when nothing is under way any more.
     """
 
     def __init__(self, hand_over: HandOver, watch: Watch) -> None:
@@ -70,6 +82,7 @@ class Engine:
         self._watch = watch
         self._backlog = Backlog(watch, hand_over.standings)
         self._take_in = Intake(hand_over, watch, self._backlog)
+        self._take_over = Orphans(watch, hand_over.standings, hand_over)
         self._requests: list[Request] = []
         self._commands: list[Callable[[], None]] = []
         self._changed = threading.Condition()
@@ -78,6 +91,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._between_looks = 0.0
         self._leaving = False
+        self.ended: Callable[[], None] = lambda: None
         hand_over.between = self._between
         hand_over.meanwhile = self._meanwhile
         watch.given_up = self._given_up
@@ -125,6 +139,17 @@ class Engine:
             if self._commands or self._leaving:
                 raise Interrupted
         self._between()
+
+    def outlast(self) -> None:
+        """Return when nothing that was handed over here is under way."""
+        with self._changed:
+            while self._alive() and (self._asked() or self._busy or self._has_own):
+                self._changed.wait(0.1)
+
+    @property
+    def _has_own(self) -> bool:
+        own = (entry.ours for entry in list(self._watch.entries.values()))
+        return any(own) or bool(self._backlog)
 
     @property
     def _unguarded(self) -> bool:
@@ -220,6 +245,7 @@ class Engine:
         finally:
             self._hand_over.standings.close()
             self.backend.close()
+            self.ended()
 
     def _take_turn(self) -> bool:
         """Do what is to be done now, then wait; False at the end."""
@@ -251,6 +277,7 @@ class Engine:
         if self._watch.entries:
             self._watch.look()
             self._backlog.sweep()
+            self._take_over()
         self._wait()
         return True
 

@@ -20,6 +20,7 @@ from dask_batch.cache.records import read_record
 from dask_batch.cache.store import Cache
 from dask_batch.errors import BackendError, ConfigurationError, DamagedEntryError
 from dask_batch.standing import Standings
+from dask_batch.whereabouts import Sight, sight_of
 
 __all__ = ["Finished", "Stand"]
 
@@ -193,6 +194,8 @@ class Finished:
 
     def _working(self, run: Run, log: RunLog, open_jobs: tuple[str, ...], quiet_s: float) -> str:
         """Return why jobs of a run may still be at work; empty if they are not."""
+        if sight_of(run) is Sight.GONE:
+            return ""
         ids = {str(event["id"]) for event in log.events if "id" in event}
         backend = self._backend(run)
         if backend is None:
@@ -214,7 +217,7 @@ class Finished:
 
     def _backend(self, run: Run) -> Backend | None:
         """Return the backend that a run went to; None if it cannot be asked from here."""
-        if run.backend == "local" and run.owner.host != Owner.current().host:
+        if sight_of(run) is not Sight.SEEN:
             return None
         if run.backend not in self._backends:
             try:

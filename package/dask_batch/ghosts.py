@@ -1,11 +1,13 @@
 """Jobs that are over, whatever the batch system says, and in the way of others.
 
 A controller that was killed comes back with what it had last saved: a job that ended in between
-is *running* again in its books, without a process, until its time limit. It keeps what waits for
-it from beginning, and holds processors that others wait for. Its result, or its end record, is in
-the store all the while. So once something of ours waits although nothing that we know of keeps it,
-the jobs that may be in its way are asked about, and those that go on running for too long are
-ended. What waited for them then falls, and is run again free of charge, since its inputs are there.
+is *running* again in its books, without a process, until its time limit. Or it is held, as it was
+before it was let go, or because the node on which it ran refused a second copy; or it waits for
+what is said to have failed. It keeps what waits for it from beginning, and one that "runs" holds
+processors that others wait for. Its result, or its end record, is in the store all the while. So
+once something of ours waits although nothing that we know of keeps it, the jobs that may be in its
+way are asked about, and those that do not leave are ended. What waited for them then falls, and is
+run again free of charge, since its inputs are there.
 
 Who watches need not have seen the job: the claims on the inputs of what waits name it.
 """
@@ -13,6 +15,7 @@ Who watches need not have seen the job: the claims on the inputs of what waits n
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _AFTER_S = 90.0
 """A job leaves right after it has published; what a template does after it has this long."""
+_NEVER_S = 15.0
+"""What will never be started needs no patience, but for a batch system that is just recovering."""
 _GATHER_S = 30.0
 """How often it is looked for what may be in the way ..."""
 _RARELY_S = 300.0
@@ -39,6 +44,14 @@ _RECENT = 50
 _AT_ONCE = 500
 """At most so many jobs are asked about: those that the queue has forgotten burden the accounts."""
 _QUEUED = frozenset({JobState.HELD, JobState.WAITING})
+_STUCK = {
+    JobState.RUNNING: _AFTER_S,
+    JobState.HELD: _AFTER_S,
+    JobState.LOST: _NEVER_S,
+    JobState.DEPENDENCY_FAILED: _NEVER_S,
+}
+"""States that a job which is over does not leave by itself, and for how long that is put up with.
+(One that waits will run, see that its result is there, and end well.)"""
 _BOUND = frozenset({"", "Dependency"})
 """For these reasons a job may be waiting for another one ..."""
 _PATIENT = frozenset({"Dependency", "BeginTime", "JobHeldUser", "JobHeldAdmin"})
@@ -203,19 +216,20 @@ class Ghosts:
             status, suspect = told.get(job_id), self._suspects.get(job_id)
             if status is None or suspect is None:
                 continue
-            if status.state.ended or (status.name and status.name != suspect.job.name):
+            if _has_left(status, suspect.job.name):
                 self._left.add(job_id)
                 del self._suspects[job_id]
-            elif status.state is JobState.RUNNING and now - suspect.since > _AFTER_S:
+            elif now - suspect.since > _STUCK.get(status.state, math.inf):
                 # It may have been run again since it was found to be over.
                 del self._suspects[job_id]
                 if self._is_over(suspect.job):
+                    self._left.add(job_id)
                     found.append(job_id)
         if found:
             logger.warning(
-                "%d job(s) are said to run %g s after they were over, and others wait: they are "
-                "ended (%s)",
-                len(found), _AFTER_S, ", ".join(found[:5]),
+                "%d job(s) are over and have not left the queue, where others wait: they are ended "
+                "(%s)",
+                len(found), ", ".join(found[:5]),
             )  # fmt: skip
         return found
 
@@ -226,3 +240,10 @@ class Ghosts:
         except (OSError, BatchError) as error:
             logger.info("whether %s is over cannot be found out now: %s", job.name, error)
             return False
+
+
+def _has_left(status: JobStatus, name: str) -> bool:
+    """Whether a job keeps nobody waiting any more."""
+    if status.name and status.name != name:
+        return True  # its id is another job's now
+    return status.state.ended and status.state not in _STUCK

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.engine import Engine
 from dask_batch.errors import DependencyFailedError, RemoteTraceback
 from dask_batch.future import BatchFuture
@@ -167,10 +168,17 @@ class GraphRun:
             said += f", {len(handed.left)} job(s) wait for room in its queue"
         if handed.left and not handed.heirs:
             return f"{said}. What waits is handed over while this process lives."
+        if ends_with_client(self._engine.backend.name):
+            return f"{said}. They end with this process."
         return f"{said}. They go on without this process; run the same again to come back to them."
 
     def farewell(self) -> str:
         """Return what to say when the one who waits leaves."""
         if self._handed is None:
             self._engine.leave()
+        if ends_with_client(self._engine.backend.name):
+            for part in self._parts.values():
+                if part._cancel_running():
+                    self._engine.forget(part)
+            return "no longer waiting: what was under way is ended, what has finished is kept"
         return f"no longer waiting. {self._summary()}"

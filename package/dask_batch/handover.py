@@ -31,7 +31,7 @@ from dask_batch.cache.claims import Claim, Run
 from dask_batch.defining import Plan, define, jobs_of, run_of
 from dask_batch.errors import QueueFullError, SubmissionError
 from dask_batch.packing import PreparedJob
-from dask_batch.planning import Planning
+from dask_batch.planning import Interrupted, Planning
 from dask_batch.reread import definition_path
 from dask_batch.standing import Standing, Standings, log_stem
 from dask_batch.submission import Submission
@@ -41,10 +41,6 @@ __all__ = ["HandOver", "Handed", "Interrupted"]
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-
-class Interrupted(BaseException):
-    """A hand-over that waited for others has been interrupted: nothing of it is left."""
 
 
 @dataclass(slots=True)

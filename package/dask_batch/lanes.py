@@ -29,8 +29,8 @@ _PROGRAM: Final = "dask_batch.steward"
 _MEMORY_GB: Final = 1
 RUN_TIME_S: Final = 900
 _NOT_ITS_OWN: Final = (
-    "constraint", "cwd", "error_log_file", "exclusive", "gpus_per_core", "job_name", "num_nodes",
-    "priority",
+    "constraint", "cwd", "error_log_file", "exclusive", "gpu_request", "gpus_per_core", "job_name",
+    "num_nodes", "priority",
 )  # fmt: skip
 """Resources of a task that its steward has no use for. Whose account it runs on it takes over, and
 the user's template with its variables: that knows what the site wants of a job."""

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, JobState
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Run, RunLog
 from dask_batch.cache.store import Cache
 from dask_batch.errors import BackendError, DamagedEntryError, MissingEntryError
 from dask_batch.history import History
 from dask_batch.retry import Ending
+from dask_batch.whereabouts import Sight, sight_of
 
 __all__ = ["Overview", "RunStatus"]
 
@@ -205,6 +207,9 @@ class Overview:
     # ---- backends ----------------------------------------------------------------------------
 
     def _backend(self, run: Run) -> Backend | None:
+        """Return the backend that a run went to; None if it cannot be asked from here."""
+        if ends_with_client(run.backend) and sight_of(run) is not Sight.SEEN:
+            return None
         if run.backend not in self._backends:
             try:
                 self._backends[run.backend] = open_backend(run.backend)

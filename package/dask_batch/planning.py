@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from dask_batch.backends.reach import can_wait_for
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import RunLog
 from dask_batch.defining import Plan
@@ -12,9 +13,13 @@ from dask_batch.errors import MissingEntryError
 from dask_batch.packing import PreparedJob
 from dask_batch.standing import Standing, Standings
 
-__all__ = ["Planning"]
+__all__ = ["Interrupted", "Planning"]
 
 _LOOK_S = 0.5
+
+
+class Interrupted(BaseException):
+    """A hand-over that waited for others has been interrupted: nothing of it is left."""
 
 
 class Planning:
@@ -49,6 +54,15 @@ class Planning:
         MissingEntryError
             A result that a job needs has vanished from the cache.
         """
+        while True:
+            plan = self._plan(jobs, pending)
+            if self._await_strangers(plan):
+                return plan
+            followed = plan.under_way.keys() & pending.keys()
+            if any(self.standings.gone(pending[key]) for key in followed):
+                raise Interrupted  # whoever follows them sees to it first
+
+    def _plan(self, jobs: Sequence[PreparedJob], pending: Mapping[str, Standing]) -> Plan:
         by_key = {job.key: job for job in jobs}
         plan = Plan([], {}, {})
         needed: set[str] = set()
@@ -70,7 +84,6 @@ class Planning:
             level = {key for k in open_keys for key in by_key[k].inputs} - seen
         plan.needed = [job for job in jobs if job.key in needed]
         plan.under_way.update(self._above(plan, by_key, seen | pending.keys()))
-        self._await_strangers(plan)
         return plan
 
     def _above(
@@ -103,16 +116,17 @@ class Planning:
                 f"{self.cache.path}, {min(keys)[:12]} among them: compute again"
             )
 
-    def _await_strangers(self, plan: Plan) -> None:
+    def _await_strangers(self, plan: Plan) -> bool:
         """Wait for results of jobs that our batch system cannot wait for.
 
         A job on another backend has no id that ours could depend on, so what needs its result is
-        handed over once it is there.
+        handed over once it is there. False if some of them have ended with their client meanwhile.
         """
         strangers = {
             key: standing
             for key, standing in plan.under_way.items()
-            if standing.backend != self.standings.backend.name or standing.job_id is None
+            if standing.backend != self.standings.backend.name
+            or not can_wait_for(self.standings.backend, standing.job_id)
         }
         needed = {key for job in plan.needed for key in job.inputs}
         waiting = strangers.keys() & needed
@@ -124,3 +138,6 @@ class Planning:
             for key in done | ended:
                 del plan.under_way[key]
             waiting -= done | ended
+            if any(self.standings.gone(strangers[key]) for key in waiting):
+                return False
+        return True

@@ -28,6 +28,7 @@ __all__ = [
     "exceptions",
     "flag",
     "gigabytes",
+    "gpu_request",
     "integer",
     "line",
     "lines",
@@ -182,6 +183,21 @@ def directives(value: Any) -> tuple[str, ...]:
             raise ValueError("must be options that start with a dash")
         _words(option)
     return options
+
+
+def gpu_request(value: Any) -> str:
+    """Accept an option in which ``{gpus_per_core}`` and ``{gpus}`` stand for numbers."""
+    option = line(value).strip()
+    if not _GPU_REQUEST.fullmatch(_GPU_NUMBERS.sub("1", option)):
+        raise ValueError(
+            "must be one option of sbatch, with {gpus} for the GPUs on a node or {gpus_per_core} "
+            "for those of a rank, such as '--gres=gpu:a100:{gpus}'"
+        )
+    return option
+
+
+_GPU_NUMBERS = re.compile(r"\{gpus(?:_per_core)?\}")
+_GPU_REQUEST = re.compile(r"--[a-z-]+=[\w@%+=:,./-]+")
 
 
 def arguments(value: Any) -> tuple[str, ...]:

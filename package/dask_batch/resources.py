@@ -60,6 +60,7 @@ KNOWN: Final[Mapping[str, Key]] = {
         _resource("cores", values.count, "", "executor: MPI ranks; Dask: CPUs of one process", 1),
         _resource("threads_per_core", values.count, "CPUs", "CPUs of each rank", 1),
         _resource("gpus_per_core", values.natural, "GPUs", "GPUs of each rank", 0),
+        _resource("gpu_request", values.gpu_request, "", "option of sbatch that asks for GPUs"),
         _resource("memory_max", values.gigabytes, "GB", "memory of the job on a node"),
         _resource("run_time_max", values.seconds, "s", "time limit"),
         _resource("partition", values.word, "", "partition (queue)"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
@@ -92,8 +93,10 @@ class Session:
         self.options = options
         standings = Standings(cache, Claims(cache), backend, open_backend)
         pace = _pace(backend, options)
+        # Where jobs end with their client, there is nobody to go on without it.
+        alone = ends_with_client(backend.name)
         self.engine = Engine(
-            HandOver(standings, common=_common(options), steward=options.steward),
+            HandOver(standings, common=_common(options), steward=options.steward and not alone),
             Watch(cache, backend, pace, standings),
         )
         self.deferred = Deferred()

@@ -100,11 +100,12 @@ class Settling:
         backend = self._backend_of(run)
         if backend is None:
             logger.warning(
-                "run %s was left half handed over to %s, which this machine does not have: "
+                "run %s was left half handed over to %s, which cannot be asked from here: "
                 "its tasks are handed over again",
                 run.id, run.backend,
             )  # fmt: skip
-            self.claims.record(run.id, {"event": "aborted", "reason": "its backend is not here"})
+            reason = "its backend cannot be asked from here"
+            self.claims.record(run.id, {"event": "aborted", "reason": reason})
             return
         names = [name for name, _ in run.jobs]
         found = {**self.patiently(backend, lambda: backend.find(names)), **log.ids}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dask_batch.backends.base import Backend, JobState, JobStatus
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Owner, Run, RunLog
 from dask_batch.cache.store import Cache
@@ -19,6 +20,7 @@ from dask_batch.history import History
 from dask_batch.job.checks import starter_is_dead
 from dask_batch.retry import Ending
 from dask_batch.settling import Settling
+from dask_batch.whereabouts import Sight, sight_of
 
 __all__ = ["Standing", "Standings", "Survey", "log_stem"]
 
@@ -125,7 +127,7 @@ class Standings:
         for key, claim in claims.items():
             end = attempts.read_end(self.cache, key, claim.generation)
             job_id = logs[claim.run.id].ids.get(claim.job_name)
-            here = claim.run.backend == self.backend.name and not self._elsewhere(claim.run)
+            here = claim.run.backend == self.backend.name and sight_of(claim.run) is Sight.SEEN
             if end is None or job_id is None or not here:
                 continue
             if self._is_repeated(claim, Ending.of(end)):
@@ -155,8 +157,12 @@ class Standings:
             by_run.setdefault(claim.run.id, []).append(claim)
         alive: dict[str, Standing] = {}
         for run_id, members in by_run.items():
-            backend = self.backend_of(members[0].run)
-            if backend is None or self._elsewhere(members[0].run):
+            run, sight = members[0].run, sight_of(members[0].run)
+            if sight is Sight.GONE:
+                alive.update(self._not_yet_dead(members))
+                continue
+            backend = self.backend_of(run)
+            if backend is None or sight is Sight.HIDDEN:
                 alive.update(self._out_of_sight(members))
                 continue
             ids = self._ids(backend, members, logs[run_id])
@@ -218,12 +224,28 @@ class Standings:
         above = {each.key for each in causes.open}
         return not causes.final and bool(above) and above == self.survey(above).alive.keys()
 
-    def _elsewhere(self, run: Run) -> bool:
-        """Whether a run went to the local queue of another host."""
-        return run.backend == "local" and run.owner.host != Owner.current().host
+    def gone(self, standing: Standing) -> bool:
+        """Whether a job has ended with the process that handed it over, and only so."""
+        if not ends_with_client(standing.backend):
+            return False
+        run = self.claims.run(standing.run_id)
+        start = attempts.read_start(self.cache, standing.key, standing.generation)
+        lives = start is not None and attempts.starter_alive(start)
+        return sight_of(run) is Sight.GONE and not lives
+
+    def _not_yet_dead(self, members: list[Claim]) -> dict[str, Standing]:
+        """Return the jobs whose client has died, and whose own process has not yet."""
+        standings = {claim.key: self.standing(claim, None) for claim in members}
+        return {key: each for key, each in standings.items() if not self.gone(each)}
 
     def _out_of_sight(self, members: list[Claim]) -> dict[str, Standing]:
         run = members[0].run
+        if ends_with_client(run.backend) and run.owner.alive():
+            logger.info(
+                "%d task(s) are under way in process %d of this machine: waiting for their results",
+                len(members), run.owner.pid,
+            )  # fmt: skip
+            return {claim.key: self.standing(claim, None) for claim in members}
         logger.warning(
             "%d task(s) are claimed by run %s on the %s backend of %s, which cannot be asked from "
             "here: waiting for their results. If that machine is gone for good, say so with "
@@ -246,8 +268,10 @@ class Standings:
         )
 
     def backend_of(self, run: Run) -> Backend | None:
-        """Return the backend that a run went to; None if this machine does not have it."""
+        """Return the backend that a run went to; None if it cannot be asked from here."""
         name = run.backend
+        if ends_with_client(name) and sight_of(run) is not Sight.SEEN:
+            return None
         if name == self.backend.name:
             return self.backend
         if name not in self._others:

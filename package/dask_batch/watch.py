@@ -298,6 +298,24 @@ class Watch:
         if enough:
             self._resolving.not_found_out(key, entry, error)
 
+    def inherit(self, key: str, standing: Standing, *, ours: bool) -> None:
+        """Go on waiting for a key that was handed over anew, since its job has gone."""
+        entry = self.entries[key]
+        entry.move(standing)
+        entry.ours = ours
+        self.known[key] = standing
+        if ours:
+            self.followers.leave(key)
+        else:
+            self.taken_over(standing)
+        self.hasten()
+
+    def lose(self, key: str, error: BaseException) -> None:
+        """Give up a key whose job has gone and cannot be handed over anew."""
+        entry = self.entries[key]
+        self.drop(key, entry)
+        self._resolving.fail_all(entry, error)
+
     # ---- cancelling ------------------------------------------------------------------------
 
     def drop(self, key: str, entry: Entry) -> None:

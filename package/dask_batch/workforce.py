@@ -150,9 +150,9 @@ def _count(options: Options, normal: Mapping[str, Any]) -> int:
 def _for_tasks(options: Options) -> Options:
     """Return the options of tasks on workers.
 
-    They have what their worker has, however often they are repeated; there is no queue in which a
-    steward could wait. What an ``init_function`` has left in a worker cannot be seen in a key: so
-    results are not reused, unless somebody says that they may be.
+    They have what their worker has, however often they are repeated. What an ``init_function`` has
+    left in a worker cannot be seen in a key: so results are not reused, unless somebody says that
+    they may be.
     """
     asked = {n: v for n, v in options.resource_dict.items() if n not in _OF_THE_WORKER}
     kept = {} if options.init_function is None else {"cache": False}
@@ -161,7 +161,6 @@ def _for_tasks(options: Options) -> Options:
         resource_dict={**kept, **asked},
         retry_memory_factor=1.0,
         retry_time_factor=1.0,
-        steward=False,
     )
 
 
@@ -170,11 +169,15 @@ def _starter(options: Options) -> Launcher:
     if options.backend == "local":
         from dask_batch.backends.workers.process import WorkerProcesses
 
-        return WorkerProcesses()
+        return WorkerProcesses(options.local_gpus)
     if options.backend == "slurm-step":
         from dask_batch.backends.within.steps import StepLauncher
 
         return StepLauncher.here()
+    if options.backend == "flux-step":
+        from dask_batch.backends.within.fluxrun import FluxRunLauncher
+
+        return FluxRunLauncher.here()
     from dask_batch.backends.workers.batch import BatchLauncher
 
     return BatchLauncher(open_backend(options.backend))

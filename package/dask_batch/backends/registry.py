@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from dask_batch.backends.base import Backend
+from dask_batch.backends.gpus import Declared
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
 
 __all__ = ["NOTHING_SAID", "Setup", "choose_backend", "open_backend"]
@@ -26,10 +27,13 @@ class Setup:
     ----------
     max_workers, max_cores
         How many of the jobs handed to it may run at a time, and on how many CPUs together.
+    local_gpus
+        What is declared of this machine's GPUs, for backends that run jobs on it.
     """
 
     max_workers: int | None = None
     max_cores: int | None = None
+    local_gpus: Declared | None = None
 
     def refuse(self, remedy: str, *names: str) -> None:
         """Refuse options that a backend cannot meet.
@@ -54,7 +58,7 @@ def _local(setup: Setup) -> Backend:
     from dask_batch.backends.local.backend import LocalBackend
 
     setup.refuse("the local queue counts jobs: use max_workers", "max_cores")
-    return LocalBackend(max_workers=setup.max_workers)
+    return LocalBackend(max_workers=setup.max_workers, gpus=setup.local_gpus)
 
 
 def _slurm(setup: Setup) -> Backend:
@@ -64,8 +68,31 @@ def _slurm(setup: Setup) -> Backend:
     return SlurmBackend()
 
 
-_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {"local": _local, "slurm": _slurm}
-_LATER: Final = ("flux", "flux-step", "slurm-step")
+def _slurm_step(setup: Setup) -> Backend:
+    from dask_batch.backends.within.backend import WithinBackend
+    from dask_batch.backends.within.steps import NAME, StepLauncher
+
+    return WithinBackend(
+        StepLauncher.here(), name=NAME, max_workers=setup.max_workers, max_cores=setup.max_cores
+    )
+
+
+def _flux_step(setup: Setup) -> Backend:
+    from dask_batch.backends.within.backend import WithinBackend
+    from dask_batch.backends.within.fluxrun import NAME, FluxRunLauncher
+
+    return WithinBackend(
+        FluxRunLauncher.here(), name=NAME, max_workers=setup.max_workers, max_cores=setup.max_cores
+    )
+
+
+_BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "slurm-step": _slurm_step,
+    "flux-step": _flux_step,
+}
+_LATER: Final = ("flux",)
 _said: set[str] = set()
 NOTHING_SAID: Final = Setup()
 

@@ -65,6 +65,10 @@ class Definition:
     """The payload's pickle ..."""
     buffers: tuple[memoryview, ...]
     """... and its buffers."""
+    path: Path = Path()
+    """The file ..."""
+    index: int = 0
+    """... and which of its tasks this is."""
 
 
 def write_definitions(
@@ -143,6 +147,8 @@ def read_definition(path: Path, index: int) -> Definition:
             json.loads(bytes(piece(row["header"]))),
             bytes(piece(row["data"])),
             tuple(piece(where) for where in np.frombuffer(piece(row["buffers"]), _SLICE)),
+            path,
+            index,
         )
 
 

@@ -13,7 +13,15 @@ from typing import Any
 from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.portable import portable
 
-__all__ = ["EndedError", "clipped", "described", "summary", "trace_of"]
+__all__ = [
+    "EndedError",
+    "NoRecordError",
+    "clipped",
+    "described",
+    "left_by_itself",
+    "summary",
+    "trace_of",
+]
 
 _MESSAGE_CHARS = 20_000
 _TRACE_CHARS = 400_000
@@ -33,10 +41,37 @@ class EndedError(Exception):
         self.fields = {"outcome": outcome, "message": clipped(message, _MESSAGE_CHARS), **fields}
 
     @property
+    def message(self) -> str:
+        """What happened, in one sentence."""
+        return str(self.fields["message"])
+
+    @property
     def log_text(self) -> str:
         """What the log says: the message last, where readers of logs look first."""
         trace = clipped(str(self.fields.get("traceback", "")), _MESSAGE_CHARS)
         return f"it ended without a result\n{trace}{self.fields['message']}"
+
+
+class NoRecordError(Exception):
+    """The attempt is over, and the batch system knows better than the job why: nothing is recorded.
+
+    What a job's processes were killed for (their time, their memory, a cancellation) the job
+    itself does not learn.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def left_by_itself(code: int) -> EndedError:
+    """Return how an attempt ends whose function leaves the process by ``os._exit``."""
+    ended = EndedError(
+        "died" if code else "no output",
+        f"the function ended its process by os._exit({code}): exit code {code}, no result",
+    )
+    ended.fields["exit_code"] = code
+    return ended
 
 
 def summary(error: BaseException) -> str:

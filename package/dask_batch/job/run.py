@@ -15,32 +15,36 @@ dependencies mean success.
 
 from __future__ import annotations
 
-import platform
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_batch import __version__
 from dask_batch.cache import attempts
 from dask_batch.cache.checkpoints import checkpoint_path, remove_checkpoints
 from dask_batch.cache.definitions import Definition
 from dask_batch.cache.store import Cache
-from dask_batch.errors import CacheError, SerializationError
-from dask_batch.job import checks
+from dask_batch.errors import CacheError
 from dask_batch.job.body import Body
 from dask_batch.job.containment import Contained, dump_crashes
 from dask_batch.job.cutoff import Cutoff
-from dask_batch.job.endings import EndedError, described, summary
-from dask_batch.job.exit_codes import BAD_PYTHON, FAILED, NO_DIRECTORY, NO_MODULE
+from dask_batch.job.endings import (
+    EndedError,
+    NoRecordError,
+    described,
+    left_by_itself,
+    summary,
+)
+from dask_batch.job.exit_codes import FAILED
+from dask_batch.job.fitness import check_files, check_libraries, enter_surroundings
 from dask_batch.job.inputs import Inputs
 from dask_batch.job.kept import NOTHING, Kept
 from dask_batch.job.opening import RefusedError, open_task
+from dask_batch.job.publishing import Publication
 from dask_batch.job.recording import record_end
 from dask_batch.job.say import say
-from dask_batch.job.surroundings import enter, extend_path, job_id
+from dask_batch.job.surroundings import job_id
 from dask_batch.job.time_limit import limit_of
 from dask_batch.job.turn import Turn
 
@@ -110,6 +114,9 @@ class Attempt:
         cutoff.start()
         try:
             self._make()
+        except NoRecordError as ended:
+            say(str(ended))
+            return ended.exit_code
         except EndedError as ended:
             say(ended.log_text)
             return record_end(self, ended.fields, ended.exit_code)
@@ -128,23 +135,19 @@ class Attempt:
     def _make(self) -> None:
         """Make the attempt, up to its result."""
         self.kept.check()
-        value = self.value()
-        self._check_files()
-        self._publish(value)
+        self._prepare()
+        if self.header.get("ranks"):
+            self._lead()
+            return
+        value = self._value()
+        check_files(self.header)
+        self._publication().publish(value)
 
-    def value(self) -> Any:
-        """Return what the function returns, called as it is to be.
+    def _lead(self) -> None:
+        """Let MPI ranks make it; the first of them publishes."""
+        from dask_batch.job.ranks.leader import Leader
 
-        Raises
-        ------
-        EndedError
-            It could not be called, or has raised.
-        """
-        self._check()
-        self.inputs.wait(self.header["inputs"])
-        self._enter()
-        with Contained(self._left):
-            return self.body.value()
+        Leader(self._publication(), self.definition).run()
 
     def _done(self) -> int:
         remove_checkpoints(self.cache, self.key)
@@ -165,79 +168,37 @@ class Attempt:
             return Cutoff(record)
         return Cutoff(record, ends_at=limit.ends_at, warn_at=limit.warn_at)
 
-    # ---- what it needs ---------------------------------------------------------------------
+    # ---- its parts -------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """See that all is as it must be, and be where the client was."""
+        self._check()
+        self.inputs.wait(self.header["inputs"])
+        enter_surroundings(self.surroundings, cpus=self.header["cpus"])
 
     def _check(self) -> None:
         """End the attempt if this interpreter or its libraries are not those that were hashed."""
-        other = checks.interpreter_changes(self.common)
-        if other:
-            raise EndedError("environment", other, exit_code=BAD_PYTHON)
-        extend_path(self.surroundings)
-        libraries = self.header["libraries"]
-        self.versions = checks.library_versions(libraries)
-        missing = checks.missing_library(libraries, self.versions, self.header.get("preload", ()))
-        if missing:
-            raise EndedError("environment", missing, exit_code=NO_MODULE)
-        changed = checks.library_changes(libraries, self.versions, self.common["key_versions"])
-        if changed:
-            raise EndedError("changed", changed)
-        self._check_files()
+        self.versions = check_libraries(self.common, self.header, self.surroundings)
+        check_files(self.header)
 
-    def _check_files(self) -> None:
-        changed = checks.file_changes(self.header["files"])
-        if changed:
-            raise EndedError("changed", changed)
-
-    def _enter(self) -> None:
-        try:
-            enter(self.surroundings, cpus=self.header["cpus"])
-        except OSError as error:
-            raise EndedError(
-                "environment",
-                f"the working directory {self.surroundings['working_directory']} cannot be entered "
-                f"on {socket.gethostname()}: {error.strerror}; resource_dict={{'cwd': ...}} names "
-                "another one, on a file system that the nodes share",
-                exit_code=NO_DIRECTORY,
-            ) from error
-
-    # ---- what comes of it ------------------------------------------------------------------
+    def _value(self) -> Any:
+        with Contained(self._left):
+            return self.body.value()
 
     def _left(self, code: int) -> None:
         """Record that the function ends the process by itself."""
-        outcome = "died" if code else "no output"
-        message = f"the function ended its process by os._exit({code}): exit code {code}, no result"
-        say(message)
-        record_end(self, {"outcome": outcome, "message": message, "exit_code": code}, FAILED)
+        ended = left_by_itself(code)
+        say(ended.message)
+        record_end(self, ended.fields, FAILED)
 
-    def _publish(self, value: Any) -> None:
-        ended = time.time()
-        attributes = {
-            **self.header["attributes"],
-            "started": self.started,
-            "ended": ended,
-            "runtime": ended - self.started,
-            "host": socket.gethostname(),
-            "job_id": self.job_id,
-            "generation": self.generation,
-            "run": self.common["run"],
-            "environment": self._environment(),
-        }
-        try:
-            self.cache.publish(self.key, value, attributes)
-        except CacheError as error:
-            raise EndedError("unstorable", f"the result could not be written: {error}") from error
-        except BaseException as error:  # a __reduce__ may raise anything
-            reason = error if isinstance(error, SerializationError) else summary(error)
-            raise EndedError(
-                "unstorable",
-                f"the result, of type {type(value).__qualname__}, could not be stored: {reason}",
-                **described(error),
-            ) from error
-
-    def _environment(self) -> dict[str, Any]:
-        return {
-            "python": platform.python_version(),
-            "platform": sys.platform,
-            "machine": platform.machine(),
-            "packages": {**self.versions, "dask-batch": __version__},
-        }
+    def _publication(self) -> Publication:
+        return Publication(
+            cache=self.cache,
+            key=self.key,
+            attributes=self.header["attributes"],
+            run=self.common["run"],
+            generation=self.generation,
+            job_id=self.job_id,
+            started=self.started,
+            versions=self.versions,
+        )

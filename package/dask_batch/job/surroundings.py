@@ -7,13 +7,24 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["CHECKPOINT_VARIABLE", "JOB_VARIABLE", "enter", "extend_path", "inside_job", "job_id"]
+__all__ = [
+    "CHECKPOINT_VARIABLE",
+    "JOB_VARIABLE",
+    "RUN_TIME_VARIABLE",
+    "enter",
+    "extend_path",
+    "inside_job",
+    "job_id",
+]
 
 JOB_VARIABLE = "DASK_BATCH_JOB_ID"
 """Set in every job and in what it starts: whoever sees it is not a client by accident."""
 
 CHECKPOINT_VARIABLE = "DASK_BATCH_CHECKPOINTS"
 """Set while a task runs: where it may leave what its next attempt is to find."""
+
+RUN_TIME_VARIABLE = "DASK_BATCH_RUN_TIME_S"
+"""Set where whoever started this job keeps to its time limit exactly, in seconds."""
 
 _BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID")
 

@@ -12,6 +12,7 @@ from typing import Any
 from dask_batch.cache import attempts
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.store import Cache
+from dask_batch.job.surroundings import RUN_TIME_VARIABLE
 
 __all__ = ["TimeLimit", "limit_of"]
 
@@ -46,6 +47,9 @@ def limit_of(
         The attempt.
     """
     began_at = _process_began()
+    exactly_s = os.environ.get(RUN_TIME_VARIABLE)
+    if exactly_s:
+        return TimeLimit.of(began_at=began_at, ends_at=began_at + float(exactly_s))
     told = os.environ.get(_END_VARIABLE, "")
     if told.isdecimal():
         return TimeLimit.of(began_at=began_at, ends_at=float(told))

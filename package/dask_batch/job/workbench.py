@@ -91,6 +91,17 @@ def _named(value: Any) -> Mapping[str, Any]:
 class _Beginning(Attempt):
     """The call of an ``init_function``: it has no result in the store, and no claim."""
 
+    def value(self) -> Any:
+        """Return what it returns.
+
+        Raises
+        ------
+        EndedError
+            It could not be called, or has raised.
+        """
+        self._prepare()
+        return self._value()
+
     def _left(self, code: int) -> None:
         say(f"init_function ended its process by os._exit({code})")
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from dask_batch.backends.base import Job, JobStatus
+from dask_batch.backends.gpus import Declared, Devices, visible
 from dask_batch.backends.local.connection import Connection, LostConnectionError
 from dask_batch.backends.local.known import SOURCE, Known, status_of
 from dask_batch.backends.local.machine import thread_variables
@@ -35,6 +36,9 @@ class LocalBackend:
     max_workers
         How many jobs of this backend may run at a time; None: as many as the machine has room
         for. Jobs of other clients do not count.
+    gpus
+        What is declared of the machine's GPUs; None: what the client's environment lists, else
+        what is found.
 
     Notes
     -----
@@ -49,10 +53,10 @@ class LocalBackend:
     shared = False
     default_max_jobs: int | None = None
 
-    def __init__(self, *, max_workers: int | None = None) -> None:
+    def __init__(self, *, max_workers: int | None = None, gpus: Declared | None = None) -> None:
         if max_workers is not None and max_workers < 1:
             raise ConfigurationError("max_workers must be greater than 0")
-        self._max_workers = max_workers
+        self._max_workers, self._gpus = max_workers, gpus
         self._group = secrets.token_hex(8)
         self._connection: Connection | None = None
         self._known = Known()
@@ -71,12 +75,19 @@ class LocalBackend:
             queue = self._connected()
             for job in jobs:
                 check_resources(
-                    job, machine_cpus=queue.cpus, machine_memory_bytes=queue.memory_bytes
+                    job,
+                    machine_cpus=queue.cpus,
+                    machine_memory_bytes=queue.memory_bytes,
+                    devices=self._devices(job.environment),
                 )
+
+    def _devices(self, environment: Mapping[str, str]) -> Devices:
+        """Return the GPUs that jobs with an environment may have."""
+        return visible(environment, self._gpus)
 
     def script(self, job: Job, dependency: Sequence[str] = ()) -> str:
         """Return the shell script that does what the queue does to start a job."""
-        how = profile(job, job.environment)
+        how = profile(job, job.environment, self._devices(job.environment))
         text = shell_script(
             command(how.python, how.definition, job.index, how.program),
             prologue=how.prologue,
@@ -118,7 +129,7 @@ class LocalBackend:
     def _hand_over(self, jobs: Sequence[Job]) -> int:
         """Send a hand-over and return the number of its first job."""
         queue = self._connected()
-        members = Profiles().members(jobs)
+        members = Profiles(self._devices).members(jobs)
         last = {"type": "submit", "group": self._group, "cap": self._max_workers}
         answer = queue.request([*parts(members), last])
         if answer["type"] == "taken":
@@ -136,7 +147,7 @@ class LocalBackend:
             There is no queue, and none can be started.
         """
         request = {"type": "rerun", "job": job_id, "group": self._group, "cap": self._max_workers}
-        members = [Profiles().member(job)]
+        members = [Profiles(self._devices).member(job)]
         with self._lock:
             answer = self._twice([*parts(members), request])
             if answer["type"] == "refused":

@@ -10,7 +10,7 @@ The lines, as JSON lists (:mod:`.journal` writes them; ``job`` is an id):
 ``release``        queue, numbers
 ``again``          job, group, cap, the parts that say how it is run once more
 ``repoint``        job, numbers of the jobs that it waits for
-``start``          job, name, pid and start time of the process that is to fork it
+``start``          job, name, pid and start time of the process that is to fork it, devices
 ``process``        job, pid and start time: written by the job itself, before its body
 ``stop``           job, state, reason: it is about to be ended for that
 ``orphaned``       pid and start time: this parent has lost its queue, and starts no more

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,12 @@ class Journal:
         """Note for which jobs a job waits from now on."""
         self._note("repoint", str(JobId(self.queue, number)), parents)
 
-    def started(self, number: int, name: str, parent: ProcessIdentity) -> None:
-        """Note that a job is about to be started by ``parent``."""
-        self._note("start", str(JobId(self.queue, number)), name, parent.pid, parent.started)
+    def started(
+        self, number: int, name: str, parent: ProcessIdentity, devices: Sequence[str] = ()
+    ) -> None:
+        """Note that a job is about to be started by ``parent``, and which devices it holds."""
+        job_id = str(JobId(self.queue, number))
+        self._note("start", job_id, name, parent.pid, parent.started, list(devices))
 
     def stopped(self, job_id: str, why: Outcome) -> None:
         """Note that a job is about to be ended."""

@@ -6,10 +6,11 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dask_batch.backends.base import Job
+from dask_batch.backends.gpus import Devices, visible
 from dask_batch.backends.local.interpreter import package_environment
 from dask_batch.backends.local.script import DEFAULT_PROGRAM
 from dask_batch.backends.local.submission import Member, Profile
@@ -25,6 +26,7 @@ _MEANINGLESS = {
     "qos": "qualities of service",
     "constraint": "node features",
     "reservation": "reservations",
+    "gpu_request": "sbatch",
     "slurm_cmd_args": "sbatch",
     "job_extra_directives": "directives",
     "submission_template": "templates",
@@ -43,7 +45,14 @@ def memory_bytes(resources: Mapping[str, Any]) -> int:
     return 0 if gigabytes is None else math.ceil(float(gigabytes) * _GB)
 
 
-def check_resources(job: Job, *, machine_cpus: int, machine_memory_bytes: int) -> None:
+def gpus(resources: Mapping[str, Any]) -> int:
+    """Return how many GPUs a job takes."""
+    return int(resources.get("cores") or 1) * int(resources.get("gpus_per_core") or 0)
+
+
+def check_resources(
+    job: Job, *, machine_cpus: int, machine_memory_bytes: int, devices: Devices
+) -> None:
     """Refuse what this machine cannot give.
 
     Raises
@@ -55,8 +64,8 @@ def check_resources(job: Job, *, machine_cpus: int, machine_memory_bytes: int) -
     for name, things in _MEANINGLESS.items():
         if wanted.get(name):
             raise _refusal(job, name, f"the local queue has no {things}; leave it out")
-    if wanted.get("gpus_per_core"):
-        raise _refusal(job, "gpus_per_core", "the local queue has no GPUs; leave it out")
+    if gpus(wanted) > len(devices.names):
+        raise _refusal(job, "gpus_per_core", _too_few_gpus(gpus(wanted), devices))
     if (wanted.get("num_nodes") or 1) > 1:
         raise _refusal(job, "num_nodes", "the local queue is one machine; leave it out")
     if wanted.get("exclusive"):
@@ -74,14 +83,34 @@ def check_resources(job: Job, *, machine_cpus: int, machine_memory_bytes: int) -
         raise _refusal(job, "python", "there is no such program")
 
 
+def _too_few_gpus(wanted: int, devices: Devices) -> str:
+    """Say how many there are, as far as is known, and what to do."""
+    declare = (
+        "others are declared with local_gpus (batch.local-gpus in Dask's configuration): how many "
+        "there are, or a list"
+    )
+    if not devices.names:
+        sees = f" ({devices.variable} is empty)" if devices.variable else ""
+        return f"no GPUs are to be seen on this machine{sees}; leave it out, or {declare}"
+    there = f"there are {len(devices.names)} ({devices.variable}={','.join(devices.names)})"
+    return f"{wanted} GPUs are asked for, {there}; ask for at most that many; {declare}"
+
+
 def _refusal(job: Job, name: str, why: str) -> ResourceError:
     return ResourceError(f"job {job.name}: resource {name!r} = {job.resources[name]!r}: {why}")
 
 
 class Profiles:
-    """Makes the members of one hand-over, equal jobs sharing one profile."""
+    """Makes the members of one hand-over, equal jobs sharing one profile.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    devices
+        Returns the GPUs that jobs with an environment may have.
+    """
+
+    def __init__(self, devices: Callable[[Mapping[str, str]], Devices] = visible) -> None:
+        self._devices = devices
         self._environments: dict[int, dict[str, str]] = {}
         self._profiles: dict[tuple[Any, ...], Profile] = {}
 
@@ -126,11 +155,12 @@ class Profiles:
             if environment is None:
                 environment = package_environment(job.environment)
                 self._environments[id(job.environment)] = environment
-            self._profiles[alike] = profile(job, environment)
+            devices = self._devices(job.environment)
+            self._profiles[alike] = profile(job, environment, devices)
         return self._profiles[alike]
 
 
-def profile(job: Job, environment: Mapping[str, str]) -> Profile:
+def profile(job: Job, environment: Mapping[str, str], devices: Devices) -> Profile:
     """Return how one job is started and what it needs."""
     wanted = job.resources
     prologue = wanted.get("job_script_prologue") or ""
@@ -149,6 +179,9 @@ def profile(job: Job, environment: Mapping[str, str]) -> Profile:
         warm=_may_be_forked(job),
         preload=job.preload,
         program=job.program,
+        gpus=gpus(wanted),
+        gpu_variable=devices.variable,
+        gpu_names=devices.names,
     )
 
 

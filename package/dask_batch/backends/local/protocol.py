@@ -25,7 +25,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised whenever a message changes its meaning or a client needs a new one."""
 
 MAX_FRAME_BYTES = 16 * 2**20

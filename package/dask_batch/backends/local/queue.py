@@ -2,8 +2,8 @@
 
 Policy
 ------
-A job is *held* until it is released, then *waits* for its parents, then for CPUs and memory
-(:mod:`.room`). When a job does not succeed, everything that depends on it ends as *dependency
+A job is *held* until it is released, then *waits* for its parents, then for CPUs, memory and
+GPUs (:mod:`.room`). When a job does not succeed, everything that depends on it ends as *dependency
 failed*, at once. Except that the failure of a job that may be run again leaves those that wait
 for it directly in the queue, *stuck*: until they are cancelled, or that job has succeeded.
 
@@ -38,6 +38,8 @@ class WorkQueue:
         The machine.
     keep_ended
         How many ended jobs are remembered.
+    room
+        What is free, where that is not simply the machine.
 
     Attributes
     ----------
@@ -49,11 +51,18 @@ class WorkQueue:
         Jobs that have ended, in order; the caller empties it.
     """
 
-    def __init__(self, *, cpus: int, memory_bytes: int, keep_ended: int = 100_000) -> None:
+    def __init__(
+        self,
+        *,
+        cpus: int,
+        memory_bytes: int,
+        keep_ended: int = 100_000,
+        room: Room | None = None,
+    ) -> None:
         self.cpus, self.memory_bytes = cpus, memory_bytes
         self.changed: set[int] = set()
         self.ended: list[QueuedJob] = []
-        self._room = Room(cpus, memory_bytes)
+        self._room = Room(cpus, memory_bytes) if room is None else room
         self.jobs = Register(keep_ended)
         self._running: dict[int, None] = {}
 
@@ -161,9 +170,9 @@ class WorkQueue:
         self.changed.add(number)
         self._queue_if_ready(job)
 
-    def begin(self, number: int) -> None:
+    def begin(self, number: int, devices: Sequence[str] = ()) -> None:
         """Mark a job as running, whatever it waits for: it was started by an earlier queue."""
-        self._start(self.jobs[number])
+        self._start(self.jobs[number], devices)
 
     def put_back(self, number: int) -> None:
         """Queue a job again that is marked as running, but was never started."""
@@ -207,6 +216,8 @@ class WorkQueue:
             raise RefusedError(f"{entry.name!r} asks for less than nothing", entry.name)
         if entry.demand.cpus > self.cpus or entry.demand.memory_bytes > self.memory_bytes:
             raise RefusedError(f"{entry.name!r} is larger than this machine", entry.name)
+        if not 0 <= entry.demand.gpus <= len(entry.demand.devices.names):
+            raise RefusedError(f"{entry.name!r} names too few GPUs for it", entry.name)
 
     def _add(self, entry: Entry, first: int, cap: int | None) -> None:
         """Take one job of a hand-over that begins at number ``first``."""
@@ -247,9 +258,9 @@ class WorkQueue:
         if job.state is JobState.WAITING and not job.waits:
             self._room.queue(job)
 
-    def _start(self, job: QueuedJob) -> None:
+    def _start(self, job: QueuedJob, devices: Sequence[str] | None = None) -> None:
         """Take a job's share of the machine."""
-        self._room.take(job.demand)
+        job.devices = self._room.take(job.demand, devices)
         self._running[job.number] = None
         self._set_state(job, JobState.RUNNING)
 
@@ -259,7 +270,8 @@ class WorkQueue:
         if job.state is not JobState.RUNNING:
             raise ValueError(f"job {number} is not running but {job.state.value}")
         del self._running[number]
-        self._room.give_back(job.demand)
+        self._room.give_back(job.demand, job.devices)
+        job.devices = ()
         return job
 
     def _revive(self, job: QueuedJob, entry: Entry, cap: int | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dask_batch.backends.base import JobState
+from dask_batch.backends.gpus import NO_DEVICES, Devices
 
 __all__ = ["NEVER_SATISFIED", "Demand", "Entry", "Outcome", "QueuedJob", "RefusedError"]
 
@@ -29,6 +30,9 @@ class Demand:
     memory_bytes: int = 0
     priority: int = 0
     group: str | None = None
+    gpus: int = 0
+    devices: Devices = NO_DEVICES
+    """Those among which its GPUs have to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class QueuedJob:
     turn: int = 0
     """Raised whenever the job is queued for resources: its earlier places are void."""
     passed_over: int = 0
+    devices: tuple[str, ...] = ()
+    """Which it holds while it runs."""
     outcome: Outcome | None = None
 
     @property

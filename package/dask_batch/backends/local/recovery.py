@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dask_batch.backends.base import JobState
@@ -98,10 +98,10 @@ class _Replay:
     def _repoint(self, job_id: str, parents: list[int]) -> None:
         self._queue.repoint(self._number(job_id), parents)
 
-    def _start(self, job_id: str, *_: Any) -> None:
+    def _start(self, job_id: str, _: str, __: int, ___: str, devices: Sequence[str] = ()) -> None:
         job = self._queue.jobs.get(self._number(job_id))
         if job is not None and job.state in (JobState.WAITING, JobState.HELD):
-            self._queue.begin(job.number)
+            self._queue.begin(job.number, devices)
 
     def _end(self, job_id: str, _: str, state: str, *details: Any) -> None:
         job = self._queue.jobs.get(self._number(job_id))

@@ -4,23 +4,26 @@ The higher priority goes first, then the job handed over first. One that does no
 ones pass, but only :data:`PASS_LIMIT` times: after that nothing starts until it fits. Jobs of a
 group (one executor) that is at its cap do not count as passed over.
 
-The jobs wait in one heap per *shape* (CPUs, memory, group), so that looking for the next one
+The jobs wait in one heap per *shape* (CPUs, memory, GPUs, group), so that looking for the next one
 costs as many steps as there are different shapes, however many jobs wait.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_batch.backends.base import JobState
+from dask_batch.backends.gpus import Devices
+from dask_batch.backends.local.devices import Holdings
 from dask_batch.backends.local.records import Demand, QueuedJob
 
 __all__ = ["PASS_LIMIT", "Room"]
 
 PASS_LIMIT = 16
 
-_Shape = tuple[int, int, str | None]
+_Shape = tuple[int, int, int, Devices, str | None]
 _Place = tuple[int, int, int, QueuedJob]
 """Priority (negative), number and turn, which order places, and the job."""
 
@@ -35,7 +38,7 @@ class _Group:
 
 
 class Room:
-    """The machine's CPUs and memory, and the jobs that wait for them.
+    """The machine's CPUs, memory and GPUs, and the jobs that wait for them.
 
     Attributes
     ----------
@@ -45,6 +48,7 @@ class Room:
 
     def __init__(self, cpus: int, memory_bytes: int) -> None:
         self.free_cpus, self.free_memory_bytes = cpus, memory_bytes
+        self._holdings = Holdings()
         self._ready: dict[_Shape, list[_Place]] = {}
         self._groups: dict[str, _Group] = {}
 
@@ -69,12 +73,24 @@ class Room:
 
     # ---- shares ----------------------------------------------------------------------------
 
-    def take(self, demand: Demand) -> None:
-        """Take a job's share: it runs."""
-        self._add(demand, -1)
+    def take(self, demand: Demand, devices: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Take a job's share, it runs; return which devices it holds.
 
-    def give_back(self, demand: Demand) -> None:
+        Parameters
+        ----------
+        devices
+            Those that it holds already, since it was started by an earlier queue.
+        """
+        chosen = self._holdings.choose(demand) if devices is None else tuple(devices)
+        if chosen is None:
+            raise ValueError("there are not enough devices")
+        self._holdings.take(demand, chosen)
+        self._add(demand, -1)
+        return chosen
+
+    def give_back(self, demand: Demand, devices: Sequence[str]) -> None:
         """Give a job's share back: it runs no more."""
+        self._holdings.give_back(demand, devices)
         self._add(demand, 1)
 
     def _add(self, demand: Demand, sign: int) -> None:
@@ -89,7 +105,7 @@ class Room:
         """Queue a job that nothing but resources keeps from starting."""
         job.turn += 1
         demand = job.demand
-        shape = (demand.cpus, demand.memory_bytes, demand.group)
+        shape = (*(demand.cpus, demand.memory_bytes), demand.gpus, demand.devices, demand.group)
         place = (-demand.priority, job.number, job.turn, job)
         heapq.heappush(self._ready.setdefault(shape, []), place)
 
@@ -118,7 +134,7 @@ class Room:
         for (*_, job), shape in heads:
             if self._capped(job.demand):
                 continue
-            if shape[0] <= self.free_cpus and shape[1] <= self.free_memory_bytes:
+            if self._fits(job.demand):
                 if blocked is not None:
                     blocked.passed_over += 1
                 heapq.heappop(self._ready[shape])
@@ -128,6 +144,14 @@ class Room:
                     return None
                 blocked = job
         return None
+
+    def _fits(self, demand: Demand) -> bool:
+        """Whether there is room for a job at this moment."""
+        return (
+            demand.cpus <= self.free_cpus
+            and demand.memory_bytes <= self.free_memory_bytes
+            and self._holdings.choose(demand) is not None
+        )
 
     def _capped(self, demand: Demand) -> bool:
         """Whether a job's group runs as many jobs as it may."""

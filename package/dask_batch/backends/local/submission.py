@@ -8,13 +8,15 @@ Nothing of it counts before the last message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from dask_batch.backends.gpus import Devices
 from dask_batch.backends.local.protocol import Message, ProtocolError
 from dask_batch.backends.local.records import Demand
 from dask_batch.backends.local.script import DEFAULT_PROGRAM
+from dask_batch.job.devices import VARIABLES, restricted
 
 __all__ = ["Member", "Profile", "Staged", "parts"]
 
@@ -46,10 +48,21 @@ class Profile:
     preload: tuple[str, ...] = ()
     program: str = DEFAULT_PROGRAM
     """The module that a fresh process runs."""
+    gpus: int = 0
+    gpu_variable: str = ""
+    gpu_names: tuple[str, ...] = ()
+    """The devices among which its GPUs have to be, and the variable in which it finds them."""
 
     def demand(self, group: str | None) -> Demand:
         """Return what a job takes of the machine."""
-        return Demand(self.cpus, self.memory_bytes, self.priority, group)
+        devices = Devices(self.gpu_variable, self.gpu_names)
+        return Demand(self.cpus, self.memory_bytes, self.priority, group, self.gpus, devices)
+
+    def device_environment(self, devices: Sequence[str]) -> dict[str, str]:
+        """Return the variables with which a job sees these devices, and no others."""
+        if not self.gpu_variable:
+            return {}
+        return restricted(self.environment, self.gpu_variable, self.gpu_names, devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +166,9 @@ class Staged:
             priority=_whole(wire.get("priority"), least=-(2**53)),
             warm=wire.get("warm") is True,
             preload=_texts(wire.get("preload")),
+            gpus=_whole(wire.get("gpus", 0)),
+            gpu_variable=_variable(wire.get("gpu_variable", "")),
+            gpu_names=_texts(wire.get("gpu_names", [])),
             **texts,
         )
 
@@ -195,6 +211,13 @@ def _text(value: Any) -> str:
 
 def _texts(value: Any) -> tuple[str, ...]:
     return tuple(_text(item) for item in _list(value))
+
+
+def _variable(value: Any) -> str:
+    """Check the variable in which devices are named, if they are."""
+    if value != "" and value not in VARIABLES:
+        raise ProtocolError(f"{value!r:.80} is no variable that lists devices")
+    return str(value)
 
 
 def _whole(value: Any, *, least: int = 0) -> int:

@@ -60,11 +60,12 @@ class Supervisor:
             except OSError as error:
                 self._end(self._id(job), Outcome(JobState.NODE_FAILURE, reason=str(error)))
                 continue
-            self._journal.started(job.number, job.name, parent.identity)
+            self._journal.started(job.number, job.name, parent.identity, job.devices)
             placed.append((parent, job))
         self._journal.write()
         for parent, job in placed:
-            self._workers.start(parent, self._id(job), *job.payload)
+            profile, index = job.payload
+            self._workers.start(parent, self._id(job), profile, index, job.devices)
 
     # ---- what an earlier life of this queue has started ------------------------------------
 

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,9 +59,15 @@ class Kind:
 
     @classmethod
     def of(cls, profile: Profile) -> Kind:
-        """Return the kind of a job that may be forked."""
-        stable = sorted(i for i in profile.environment.items() if i[0] not in _SESSION_VARIABLES)
-        return cls(profile.python, tuple(stable), tuple(sorted(set(profile.preload))))
+        """Return the kind of a job that may be forked.
+
+        Some libraries look for GPUs when they are imported, and a fork could not look again. So a
+        parent sees none, and has nothing imported for jobs that are to have some.
+        """
+        seen = {**profile.environment, **profile.device_environment(())}
+        stable = sorted(item for item in seen.items() if item[0] not in _SESSION_VARIABLES)
+        preload = () if profile.gpus else tuple(sorted(set(profile.preload)))
+        return cls(profile.python, tuple(stable), preload)
 
     def plainer(self) -> Kind:
         """Return the kind to try if no parent of this one can serve."""
@@ -136,10 +142,17 @@ class Workers:
                 raise OSError("no worker parent can be started")
             kind = self._usable(kind)
 
-    def start(self, parent: WorkerParent, job_id: str, profile: Profile, index: int) -> None:
-        """Have a parent start a job."""
+    def start(
+        self,
+        parent: WorkerParent,
+        job_id: str,
+        profile: Profile,
+        index: int,
+        devices: Sequence[str] = (),
+    ) -> None:
+        """Have a parent start a job that is to see these GPUs."""
         parent.jobs[job_id] = None
-        order = _order(job_id, profile, index, warm=parent.kind.warm).wire()
+        order = _order(job_id, profile, index, devices, warm=parent.kind.warm).wire()
         # If it is gone, that is noticed when its channel is read.
         with contextlib.suppress(OSError):
             parent.channel.send({"type": "start", "job": job_id, "order": order})
@@ -274,7 +287,9 @@ def _parent_environment(kind: Kind) -> Mapping[str, str]:
     return base | thread_variables(1) | {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
-def _order(job_id: str, profile: Profile, index: int, *, warm: bool) -> Order:
+def _order(
+    job_id: str, profile: Profile, index: int, devices: Sequence[str], *, warm: bool
+) -> Order:
     """Return what a parent has to know to start a job."""
     argv: tuple[str, ...] = ()
     script = ""
@@ -288,7 +303,12 @@ def _order(job_id: str, profile: Profile, index: int, *, warm: bool) -> Order:
         index=index,
         log_directory=profile.log_directory,
         working_directory=profile.working_directory,
-        environment=dict(profile.environment) | thread_variables(profile.cpus) | own,
+        environment={
+            **profile.environment,
+            **thread_variables(profile.cpus),
+            **own,
+            **profile.device_environment(devices),
+        },
         argv=argv,
         script=script,
     )

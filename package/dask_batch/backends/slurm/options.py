@@ -11,6 +11,7 @@ from dask_batch.errors import ResourceError, TemplateError
 
 __all__ = [
     "SBATCH_VARIABLES",
+    "gpu_option",
     "log_pattern",
     "memory_mb",
     "minutes",
@@ -33,7 +34,9 @@ SBATCH_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "account": ("SBATCH_ACCOUNT",),
     "constraint": ("SBATCH_CONSTRAINT",),
     "exclusive": ("SBATCH_EXCLUSIVE",),
-    "gpus_per_core": ("SBATCH_GPUS", "SBATCH_GPUS_PER_TASK", "SBATCH_GPUS_PER_NODE"),
+    "gpus_per_core": (
+        *("SBATCH_GPUS", "SBATCH_GPUS_PER_TASK", "SBATCH_GPUS_PER_NODE", "SBATCH_GRES"),
+    ),
     "memory_max": ("SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"),
     "partition": ("SBATCH_PARTITION",),
     "qos": ("SBATCH_QOS",),
@@ -81,6 +84,29 @@ def thread_variables(resources: Mapping[str, Any]) -> dict[str, str]:
     return dict.fromkeys(_THREADS, str(resources["threads_per_core"]))
 
 
+def gpu_option(resources: Mapping[str, Any]) -> str | None:
+    """Return the option that asks for the GPUs of a job; None if it has none.
+
+    Sites may want another than the usual one, with the type of GPU, or in Slurm's older way: as
+    generic resources of each node (``--gres``).
+
+    >>> gpu_option({"cores": 4, "num_nodes": 2, "gpus_per_core": 1})
+    '--gpus-per-task=1'
+    >>> ours = "--gres=gpu:a100:{gpus}"
+    >>> gpu_option({"cores": 4, "num_nodes": 2, "gpus_per_core": 1, "gpu_request": ours})
+    '--gres=gpu:a100:2'
+    """
+    each = resources.get("gpus_per_core")
+    if not each:
+        return None
+    on_a_node = math.ceil(resources["cores"] / (resources.get("num_nodes") or 1)) * each
+    request: str = resources.get("gpu_request") or _GPU_REQUEST
+    return request.replace("{gpus_per_core}", str(each)).replace("{gpus}", str(on_a_node))
+
+
+_GPU_REQUEST: Final = "--gpus-per-task={gpus_per_core}"
+
+
 def log_pattern(path: str) -> str:
     r"""Return the ``--output`` that means exactly this path.
 
@@ -103,7 +129,6 @@ def options_not_printed(resources: Mapping[str, Any], printed: Collection[str]) 
         f"--{option}={wanted[name]}"
         for name, option in (
             ("num_nodes", "nodes"),
-            ("gpus_per_core", "gpus-per-task"),
             ("partition", "partition"),
             ("account", "account"),
             ("qos", "qos"),
@@ -112,6 +137,8 @@ def options_not_printed(resources: Mapping[str, Any], printed: Collection[str]) 
         )
         if name in wanted
     ]
+    if "gpus_per_core" in wanted and "gpu_option" not in printed:
+        options.append(str(gpu_option(resources)))
     if wanted.get("threads_per_core", 1) > 1:  # one is what a job gets anyway
         options.append(f"--cpus-per-task={wanted['threads_per_core']}")
     if "num_nodes" in wanted or ("gpus_per_core" in wanted and "cores" not in printed):
@@ -141,6 +168,7 @@ def refuse_reserved(resources: Mapping[str, Any]) -> None:
     """
     for directive in resources.get("job_extra_directives") or ():
         _refuse_words("job_extra_directives", shlex.split(directive))
+    _refuse_words("gpu_request", [resources["gpu_request"]] if resources.get("gpu_request") else ())
     _refuse_words("slurm_cmd_args", resources.get("slurm_cmd_args") or ())
 
 

@@ -96,6 +96,7 @@ def script_text(job: Job, dependency: Dependency, command: Sequence[str]) -> str
             "warning_s": _warning_s(job.resources),
             "output": options.log_pattern(str(logs / f"{job.index}.out")),
             "error": options.log_pattern(str(logs / f"{job.index}.err")),
+            "gpu_option": options.gpu_option(job.resources),
             "threads": options.thread_variables(job.resources),
         },
     )

@@ -16,6 +16,7 @@ from dask_batch.backends.slurm.parse import parse_job_id
 from dask_batch.backends.slurm.patience import Patience, Waiting
 from dask_batch.backends.slurm.refusals import SATURATED, Meaning, advice, meaning
 from dask_batch.errors import BackendError, CommandError, QueueFullError, SubmissionError
+from dask_batch.job.devices import without_lists
 
 __all__ = ["Submitter", "submission_environment"]
 
@@ -43,13 +44,15 @@ def submission_environment(job: Job) -> dict[str, str]:
 
     It is the client's own, without its ``SBATCH_*`` where a resource says otherwise: an
     environment variable would override the line in the script. Nor does it carry the client's
-    numbers of threads, which were meant for another machine.
+    numbers of threads and its lists of GPUs, which were meant for another machine.
     """
     dropped = set(_ALWAYS_DROPPED) | set(thread_variables(job.resources))
     for name, variables in SBATCH_VARIABLES.items():
         if job.resources.get(name) is not None:
             dropped.update(variables)
-    environment = {name: value for name, value in job.environment.items() if name not in dropped}
+    environment = {
+        name: value for name, value in without_lists(job.environment).items() if name not in dropped
+    }
     connection = {
         name: value for name, value in command_environment().items() if name.startswith("SLURM_")
     }

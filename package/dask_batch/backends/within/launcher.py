@@ -6,6 +6,7 @@ the enclosing Flux instance, as a process, or by handing it to a worker that wai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +17,13 @@ __all__ = ["Ended", "Launcher", "Room", "Started"]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What jobs may use together: CPUs and GPUs; None where the launcher sets no bound."""
+    """What jobs may use together: CPUs, GPUs, memory; None where the launcher sets no bound."""
 
     cpus: int | None = None
     gpus: int | None = None
     jobs: int | None = None
-    """How many jobs may run at a time, whatever they need."""
+    """How many jobs may run at a time, whatever they need; those that run are counted."""
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,23 @@ class Started(Protocol):
         """Return how it has ended; None while it runs. Never blocks."""
 
     def kill(self) -> None:
-        """End it, with all that it has started. Does not wait for that."""
+        """End it, with all that it has started; does not wait for that.
+
+        Called again where the first call did not help: then harder.
+        """
 
 
 class Launcher(Protocol):
-    """Starts jobs. Used from one thread at a time; calls ``news`` from any."""
+    """Starts jobs. Used by one thread at a time: the queue's own, but for ``check``, ``script``.
+
+    Attributes
+    ----------
+    news
+        Called from any thread when ``room`` or a job's ``ended`` may have changed; whose jobs are
+        waited for sets it.
+    """
+
+    news: Callable[[], None]
 
     def room(self) -> Room:
         """Return what there is for jobs at this moment (workers come and go)."""

@@ -128,13 +128,9 @@ class WorkerPool:
             if self._staff.closing:
                 return
             self._staff.closing = True
-            workers = list(self._staff.workers.values())
-            for worker in workers:
-                self._staff.dismiss(worker)
         self._wake()
         if self._thread is not None:
             self._thread.join()
-        _bid_farewell(workers)
         self._staff.starter.close()
         self.left()
         for end in (self._bell, self._ring):
@@ -211,25 +207,30 @@ class WorkerPool:
     # ---- the thread ------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        """Start workers and hear them, until all are to end."""
-        while True:
+        """Start workers and hear them, until all are to end; see them end.
+
+        All in one thread: what it starts may end with it.
+        """
+        while not self._staff.closing:
             with self._lock:
-                if self._staff.closing:
-                    return
                 channels = {w.channel: w for w in self._staff.workers.values() if w.channel}
             ready = _ready([self._bell, *channels], _LOOK_S)
             with self._lock:
-                if self._staff.closing:
-                    return
                 if self._bell in ready:
                     os.read(self._bell, 4096)
                 for channel in channels.keys() & set(ready):
                     self._hear(channels[channel])
                 changed = self._staff.look() or bool(ready)
-                self._staff.launch()
-                self._assign()
+                if not self._staff.closing:
+                    self._staff.launch()
+                    self._assign()
             if changed:
                 self.news()
+        with self._lock:
+            workers = list(self._staff.workers.values())
+            for worker in workers:
+                self._staff.dismiss(worker)
+        _bid_farewell(workers)
 
     def _hear(self, worker: Worker) -> None:
         """Take in what a worker says, or that it says no more."""

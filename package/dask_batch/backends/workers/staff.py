@@ -101,11 +101,7 @@ class Staff:
     # ---- they come -------------------------------------------------------------------------
 
     def launch(self) -> None:
-        """Start those that are due.
-
-        Always in one thread, which lives as long as they may: what is started may end with the
-        thread that has started it.
-        """
+        """Start those that are due."""
         while self._due:
             number = next(self._numbers)
             restarts = self._due.popleft()

@@ -1,0 +1,228 @@
+"""Jobs as jobs of the Flux instance that this process runs in.
+
+Flux's own commands are used: they are wherever an instance is, and need no bindings for this
+interpreter. A guard (:mod:`.fluxguard`) follows each job and cancels it when the client is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from dask_batch.backends.base import Job, JobState
+from dask_batch.backends.command import run
+from dask_batch.backends.within import commands
+from dask_batch.backends.within.children import Child
+from dask_batch.backends.within.entries import share_of
+from dask_batch.backends.within.launcher import Ended, Room
+from dask_batch.backends.within.processes import ProcessLauncher, StartedProcess, ended_process
+from dask_batch.errors import BackendUnavailableError, ResourceError
+
+__all__ = ["FluxRunLauncher", "Instance", "read_attached", "this_instance"]
+
+NAME: Final = "flux-step"
+_GUARD: Final = str(Path(__file__).with_name("fluxguard.py"))
+_TIMEOUT_S: Final = 60.0
+_MESSAGE_BYTES: Final = 4000
+_MEANINGLESS: Final = {
+    "memory_max": "limit of memory (Flux sets none)",
+    "partition": "partition to choose",
+    "account": "account to choose",
+    "qos": "quality of service to choose",
+    "constraint": "node features to choose",
+    "reservation": "reservation to choose",
+    "slurm_cmd_args": "srun",
+    "job_extra_directives": "directives",
+    "submission_template": "template",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What a Flux instance has that is up: nodes, cores, GPUs."""
+
+    nodes: int
+    cores: int
+    gpus: int
+
+
+def this_instance(environ: Mapping[str, str] | None = None) -> Instance:
+    """Return the Flux instance that this process runs in.
+
+    Raises
+    ------
+    BackendUnavailableError
+        It runs in none, or Flux's commands are not here.
+    CommandError
+        The instance does not answer.
+    """
+    environ = os.environ if environ is None else environ
+    uri = environ.get("FLUX_URI")
+    if not uri:
+        raise BackendUnavailableError(
+            "this process runs in no instance of Flux (FLUX_URI is not set): use "
+            "FluxClusterExecutor, or start this by `flux start` or `flux batch`"
+        )
+    if shutil.which("flux") is None:
+        raise BackendUnavailableError("FLUX_URI is set, and the command `flux` is not on PATH")
+    argv = ["flux", "resource", "list", "-s", "up", "-n", "-o", "{nnodes} {ncores} {ngpus}"]
+    said = run(argv, timeout_s=_TIMEOUT_S, env={**os.environ, "FLUX_URI": uri}).stdout
+    rows = [list(map(int, line.split())) for line in said.splitlines() if line.strip()]
+    return Instance(*(sum(column) for column in zip(*rows, strict=True)))
+
+
+class FluxRunLauncher:
+    """Starts a job of Flux for each job; the leader of MPI ranks is a process that does it itself.
+
+    Parameters
+    ----------
+    instance
+        Where this process runs.
+    uri
+        How it is reached.
+    """
+
+    def __init__(self, instance: Instance, uri: str) -> None:
+        self.news: Callable[[], None] = lambda: None
+        self.instance = instance
+        self._own = {"FLUX_URI": uri}
+        self._leaders = ProcessLauncher(backend=NAME, variables=self._own)
+
+    @classmethod
+    def here(cls) -> FluxRunLauncher:
+        """Return the launcher for the instance that this process runs in.
+
+        Raises
+        ------
+        BackendUnavailableError, CommandError
+            It runs in none, or that does not answer.
+        """
+        return cls(this_instance(), os.environ["FLUX_URI"])
+
+    def room(self) -> Room:
+        """Return what there is for jobs; where others use the instance, Flux has them wait."""
+        return Room(cpus=self.instance.cores, gpus=self.instance.gpus)
+
+    # ---- before ----------------------------------------------------------------------------
+
+    def check(self, job: Job) -> None:
+        """Refuse what the instance cannot give.
+
+        Raises
+        ------
+        ResourceError
+            It names the job, the resource and the remedy.
+        """
+        commands.refuse(job, _MEANINGLESS, "a job inside an instance of Flux")
+        share, there = share_of(job), self.instance
+        for what, asked, given in (
+            ("cores", share.cpus, there.cores),
+            ("GPUs", share.gpus, there.gpus),
+            ("nodes", int(job.resources.get("num_nodes") or 1), there.nodes),
+        ):
+            if asked > given:
+                raise ResourceError(
+                    f"job {job.name}: {asked} {what} are asked for, the instance of Flux has "
+                    f"{given}; ask for less, or for a larger instance"
+                )
+
+    def script(self, job: Job) -> str:
+        """Return what is run for a job."""
+        if int(job.resources.get("cores") or 1) > 1:
+            return self._leaders.script(job)
+        stem = job.log_directory / str(job.index)
+        argv = ["flux", "submit", *self._options(job, (f"{stem}.out", f"{stem}.err"))]
+        extra = {"DASK_BATCH_BACKEND": NAME}
+        return commands.script_text(job, [*argv, *commands.command(job)], extra)
+
+    # ---- starting --------------------------------------------------------------------------
+
+    def start(self, job: Job, job_id: str) -> StartedFluxJob | StartedProcess:
+        """Start a job.
+
+        Raises
+        ------
+        BackendUnavailableError
+            It cannot be started.
+        """
+        if int(job.resources.get("cores") or 1) > 1:
+            self._leaders.news = self.news
+            return self._leaders.start(job, job_id)
+        logs = commands.prepare_logs(job)
+        words = tempfile.TemporaryFile()  # noqa: SIM115 - what is said is read when it has ended
+        child = Child.start(
+            [sys.executable, "-I", "-S", _GUARD, *self._options(job, logs), *commands.command(job)],
+            env={**commands.environment(job, job_id, NAME), **self._own},
+            cwd=commands.directory(job),
+            stdout=words,
+            stderr=words,
+            dies_by=signal.SIGTERM,
+            news=self.news,
+        )
+        return StartedFluxJob(child, words, logs[1])
+
+    def _options(self, job: Job, logs: tuple[str, str]) -> list[str]:
+        wanted = job.resources
+        gpus = int(wanted.get("gpus_per_core") or 0)
+        return [
+            *(f"--job-name={job.name}", "--ntasks=1"),
+            f"--cores-per-task={wanted.get('threads_per_core') or 1}",
+            *([f"--gpus-per-task={gpus}", "-o", "gpu-affinity=per-task"] if gpus else []),
+            *(f"--output={logs[0]}", f"--error={logs[1]}", "-o", "output.mode=append"),
+        ]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(slots=True)
+class StartedFluxJob:
+    """A job of Flux: what is known of it is what its guard says."""
+
+    child: Child
+    words: IO[Any]
+    log: str
+
+    def ended(self) -> Ended | None:
+        """Return how it has ended; None while it runs."""
+        code = self.child.process.poll()
+        if code is None:
+            return None
+        self.words.seek(0, os.SEEK_END)
+        self.words.seek(max(0, self.words.tell() - _MESSAGE_BYTES))
+        said = self.words.read().decode("utf-8", "replace").strip()
+        self.words.close()
+        how = read_attached(code, said)
+        if how.reason and how.exit_code is None:
+            with open(self.log, "a", encoding="utf-8") as log:
+                log.write(f"{said}\n")
+        return how
+
+    def kill(self) -> None:
+        """End it: its guard cancels it, and Flux ends it by force after a while."""
+        self.child.signal(signal.SIGTERM)
+
+
+def read_attached(code: int, said: str) -> Ended:
+    """Tell from what ``flux job attach`` ended with, and said, how a job has ended."""
+    exception = re.search(r"job\.exception .*?type=(\S+) severity=0 ?(.*)", said)
+    if exception is not None:
+        kind, note = exception[1], exception[2].strip()
+        if kind == "cancel":
+            return Ended(JobState.CANCELLED, reason=note or "it was cancelled")
+        if kind == "timeout":
+            return Ended(JobState.TIMEOUT, exit_code=code, reason=note)
+        if kind in ("node-failure", "lost-shell"):
+            return Ended(JobState.NODE_FAILURE, exit_code=code, reason=note)
+        return Ended(JobState.FAILED, reason=f"Flux could not run it: {note} ({kind})")
+    if code <= 0 or re.search(r"task\(s\)", said):
+        return ended_process(code)
+    return Ended(JobState.FAILED, reason=f"Flux could not run it: {said}")

@@ -1,0 +1,109 @@
+"""A cache for one executor alone: results live in it until they are fetched or the process ends.
+
+An executor whose user names no cache directory keeps nothing, and runs every call. Its jobs and its
+client meet in a folder all the same, which is removed with the executor. Values that were not
+fetched by then go into the futures that still stand for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from dask_batch.cache.filesystem import why_not_shared
+from dask_batch.cache.owner import Owner
+from dask_batch.errors import ConfigurationError
+
+__all__ = ["PrivateCache", "shared_place"]
+
+logger = logging.getLogger(__name__)
+
+_PREFIX: Final = ".dask-batch-private-"
+_OWNER: Final = "owner.json"
+
+
+def shared_place() -> Path:
+    """Return a folder of this user's that other nodes see as well, as far as can be told.
+
+    Raises
+    ------
+    ConfigurationError
+        There is none.
+    """
+    tried = []
+    for folder in (Path.cwd(), Path.home()):
+        why = why_not_shared(folder) or ("" if os.access(folder, os.W_OK) else "it is read-only")
+        if not why:
+            return folder
+        tried.append(f"not {folder}: {why}")
+    raise ConfigurationError(
+        "there is no folder for results that all nodes of the allocation see "
+        f"({'; '.join(tried)}): name one, cache_directory=..."
+    )
+
+
+class PrivateCache:
+    """A folder that is removed with its owner.
+
+    Parameters
+    ----------
+    place
+        Where to make it; None: where this machine has its temporary files.
+
+    Attributes
+    ----------
+    path
+        The cache directory.
+    """
+
+    def __init__(self, place: Path | None = None) -> None:
+        base = Path(tempfile.gettempdir()) if place is None else place
+        _sweep(base)
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        (folder / _OWNER).write_text(json.dumps(dataclasses.asdict(Owner.current())))
+        self.path = folder / "cache"
+        self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
+        # A forked child leaves it alone.
+        self._remover = weakref.finalize(self, _remove, folder, os.getpid())
+
+    def serve(self, futures: Iterable[Any]) -> None:
+        """Take note of futures whose values are to outlive the folder."""
+        self._futures.update(futures)
+
+    def remove(self) -> None:
+        """Fetch what futures still stand for, and remove the folder."""
+        if not self._remover.alive:
+            return
+        for future in list(self._futures):
+            if future.done() and not future.cancelled() and future.exception() is None:
+                try:
+                    future.result()
+                except Exception as error:  # told again to whoever asks for the value
+                    logger.warning("a result cannot be kept: %s", error)
+        self._remover()
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(base: Path) -> None:
+    """Remove what clients of this user have left that were killed on this machine."""
+    for folder in base.glob(f"{_PREFIX}*"):
+        try:
+            if folder.stat().st_uid != os.getuid():
+                continue
+            owner = Owner(**json.loads((folder / _OWNER).read_text()))
+            if owner.alive() is False:
+                shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError, TypeError):  # it is being made, or removed, just now
+            continue
