@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
@@ -41,6 +41,9 @@ __all__ = ["Session", "open_session"]
 
 logger = logging.getLogger(__name__)
 
+_ELSEWHERE: Final = ("slurm", "flux")
+"""Batch systems whose jobs run on machines that may see files later than this one."""
+
 
 def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
@@ -58,6 +61,8 @@ def _with_workers(cache: Cache, options: Options) -> Session:
     from dask_batch.backends.within.backend import WithinBackend
     from dask_batch.workforce import BACKEND, open_workforce
 
+    if options.backend in _ELSEWHERE:
+        _warn_of_local_files(cache.path)
     force = open_workforce(cache, options, _common(options))
     session = Session(cache, WithinBackend(force.pool, name=BACKEND), force.options)
     session.employ(force)
@@ -308,11 +313,11 @@ def _failed_parent(failed: ParentFailed, function: str) -> BaseException:
 
 def _pace(backend: Backend, options: Options) -> Pace:
     """Return how often to ask: politely where others ask the same batch system."""
-    if not backend.shared:
-        return Pace(0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0)
+    polite = (options.shortest_poll_s, options.longest_poll_s) if backend.shared else (0.0, 0.0)
+    if not (backend.shared or options.backend in _ELSEWHERE):
+        return Pace(*polite, output_grace_s=1.0, failure_grace_s=0.0)
     return Pace(
-        options.shortest_poll_s,
-        options.longest_poll_s,
+        *polite,
         output_grace_s=options.output_grace_s,
         failure_grace_s=options.failure_grace_s,
     )

@@ -20,7 +20,7 @@ from dask_batch import resources
 from dask_batch.backends.base import Job
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.registry import open_backend
-from dask_batch.backends.within.launcher import Launcher
+from dask_batch.backends.within.launcher import Launcher, Room
 from dask_batch.backends.workers.door import Door, local_door, network_door, sweep_sockets
 from dask_batch.backends.workers.pool import WorkerPool
 from dask_batch.cache.files import make_directory, publish_bytes
@@ -81,6 +81,8 @@ def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) ->
     """
     normal = _resources(options)
     count = _count(options, normal)
+    starter = _starter(options)
+    _check_room(starter.room(), count, normal)
     _sweep(cache)
     surroundings = Surroundings.current(client_environment())
     name = f"workers-{secrets.token_hex(6)}"
@@ -100,9 +102,7 @@ def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) ->
         environment=surroundings.environment,
         program=_PROGRAM,
     )
-    pool = WorkerPool(
-        _starter(options), like, count=count, restart_limit=options.restart_limit
-    )  # fmt: skip
+    pool = WorkerPool(starter, like, count=count, restart_limit=options.restart_limit)
     _open(place, _door(options), pool, initial=first is not None)
     return Workforce(pool, _for_tasks(options), first.key if first is not None else "")
 
@@ -145,6 +145,19 @@ def _count(options: Options, normal: Mapping[str, Any]) -> int:
     if room < cpus:
         raise ConfigurationError(f"a worker has {cpus} CPUs, and there are to be {room} in all")
     return room // cpus
+
+
+def _check_room(room: Room, count: int, normal: Mapping[str, Any]) -> None:
+    """Refuse workers that would never start, where it is known what there is for all together."""
+    for what, there, each in (
+        ("CPUs", room.cpus, normal["threads_per_core"]),
+        ("GPUs", room.gpus, normal["gpus_per_core"] or 0),
+    ):
+        if there is not None and count * each > there:
+            raise ConfigurationError(
+                f"max_workers={count} with {each} {what} each: there are {there} {what} in all; "
+                "ask for fewer workers, or for less"
+            )
 
 
 def _for_tasks(options: Options) -> Options:

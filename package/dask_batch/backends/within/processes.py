@@ -88,7 +88,9 @@ class ProcessLauncher:
                 cwd=commands.directory(job),
                 stdout=stdout,
                 stderr=stderr,
-                dies_by=signal.SIGTERM if leads else signal.SIGKILL,
+                dies_by=signal.SIGTERM
+                if leads or job.program != DEFAULT_PROGRAM
+                else signal.SIGKILL,
                 news=self.news,
             )
         return StartedProcess(child)
