@@ -48,13 +48,30 @@ def _why_no_slurm() -> str:
     return f"Slurm does not answer: {done.stderr.strip()}" if done.returncode else ""
 
 
+@functools.cache
+def _why_no_mpi() -> str:
+    """Return why tests marked ``mpi`` cannot run here; empty if they can."""
+    from dask_batch.job.endings import EndedError
+    from dask_batch.job.ranks.library import find_library
+
+    try:
+        find_library()
+    except EndedError as error:
+        return error.message
+    return ""
+
+
+_NEEDS = {"slurm": _why_no_slurm, "mpi": _why_no_mpi}
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests marked ``slurm`` where there is none, unless nothing may be skipped."""
-    if item.get_closest_marker("slurm") is None or not _why_no_slurm():
-        return
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail(f"CI=true and {_why_no_slurm()}", pytrace=False)
-    pytest.skip(_why_no_slurm())
+    """Skip tests whose marker names what is not here, unless nothing may be skipped."""
+    for marker, why_not in _NEEDS.items():
+        if item.get_closest_marker(marker) is None or not why_not():
+            continue
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(f"CI=true and {why_not()}", pytrace=False)
+        pytest.skip(why_not())
 
 
 @pytest.fixture

@@ -208,3 +208,9 @@ def body_devices(folder: Path, index: int) -> int:
     while not (folder / "go").exists():
         time.sleep(0.01)
     return 0
+
+
+def body_preloaded(folder: Path, index: int) -> int:
+    """Tell which devices a library has seen, if the parent has imported it."""
+    note(folder, index, getattr(sys.modules.get("looks_at_import"), "SEEN", "not imported"))
+    return 0

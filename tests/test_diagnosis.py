@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_batch.diagnosis import diagnose
+from dask_batch.diagnosis import diagnose, hint
 from dask_batch.follow import Outcome
 from dask_batch.job import exit_codes
 
@@ -110,3 +110,24 @@ def test_no_space_left_is_not_the_environments_fault() -> None:
     found = diagnose("", exit_codes.NO_SPACE, None, started=True)
     assert found is not None
     assert found[0] is Outcome.UNSTORABLE
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RuntimeError: No CUDA GPUs are available",
+        "cudaErrorNoDevice: no CUDA-capable device is detected",
+        "[100] Call to cuInit results in CUDA_ERROR_NO_DEVICE",
+        "hipErrorNoDevice: no ROCm-capable device is detected",
+        "No HIP GPUs are available",
+    ],
+)
+def test_a_function_that_saw_no_gpu_is_told_how_to_ask_for_one(message: str) -> None:
+    advice = hint(message)
+    assert advice is not None
+    assert "gpus_per_core" in advice
+
+
+def test_other_exceptions_get_no_advice() -> None:
+    assert hint("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0)") is None
+    assert hint("no such device") is None

@@ -47,6 +47,22 @@ def test_two_jobs_see_disjoint_devices_and_a_third_waits(given: Bench) -> None:
     assert len(seen(given, third)) == 1
 
 
+def test_no_library_sees_a_device_before_its_job_does(given: Bench) -> None:
+    """Some look when they are imported, and a fork of that process could not look again."""
+    library = given.folder / "looks_at_import.py"
+    library.write_text(f"import os\nSEEN = os.environ['{CUDA}']\n")
+    path = os.pathsep.join((given.environment["PYTHONPATH"], str(given.folder)))
+    environment = given.environment | {"PYTHONPATH": path}
+    without, with_gpu = (
+        given.job(
+            "preloaded", preload=("looks_at_import",), environment=environment, gpus_per_core=n
+        )
+        for n in (0, 1)
+    )
+    given.run(without, with_gpu)
+    assert (given.finding(without), given.finding(with_gpu)) == ("", "not imported")
+
+
 def printed(given: Bench, *wanted: dict[str, int]) -> list[int]:
     """Run jobs in processes of their own, and return how many devices each sees."""
     program = given.folder / "python"

@@ -32,7 +32,7 @@ def cache(tmp_path: Path, slurm: Callable[[], list[str]]) -> Path:
 @pytest.fixture
 def node_with_gpus() -> str:
     """A node with two GPUs, on which two jobs are neighbours."""
-    argv = ["sinfo", "-h", "-N", "-o", "%N %G"]
+    argv = ["sinfo", "-h", "-N", "-r", "-o", "%N %G"]  # of those that answer
     rows = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split("\n")
     nodes = [row.split()[0] for row in rows if "gpu:2" in row]
     if not nodes:

@@ -97,6 +97,7 @@ class Cleaning:
         if needs.complete:
             self._sweep.names(needs.keys, keep_s)
         self._sweep.checkpoints()
+        self._sweep.ranks()
         self._sweep.out_of_the_way(self._keep_s)
         self._sweep.empty_shards()
 

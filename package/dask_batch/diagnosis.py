@@ -13,7 +13,7 @@ from typing import Final
 from dask_batch.follow import Outcome
 from dask_batch.job import exit_codes
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "hint"]
 
 _DAEMON = r"^(?:slurmstepd|slurmd|srun)\b[^\n]*"
 """Lines of Slurm's own: what the function printed is no evidence."""
@@ -44,6 +44,23 @@ _SHELLS: Final = {
     126: "the job's command cannot be executed (exit code 126)",
     127: "the job's command was not found (exit code 127): is its Python there on the node?",
 }
+
+
+_NO_GPU = re.compile(
+    r"no (?:CUDA|HIP|ROCm)(?: GPUs|-capable)|(?:CUDA_ERROR_|cudaError|hipError)No_?Device",
+    re.IGNORECASE,
+)
+"""How libraries say that they see no GPU: CUDA's own words, HIP's, PyTorch's and Numba's."""
+
+
+def hint(message: str) -> str | None:
+    """Return what to try about an exception of the function itself, if its words give it away."""
+    if _NO_GPU.search(message):
+        return (
+            "a task sees the GPUs that it has asked for, and no others: "
+            "resource_dict={'gpus_per_core': 1} asks for one"
+        )
+    return None
 
 
 def diagnose(

@@ -11,6 +11,7 @@ from typing import Any
 
 from dask_batch.backends.logs import last_attempt
 from dask_batch.code import pickling
+from dask_batch.diagnosis import hint
 from dask_batch.errors import (
     CancelledTaskError,
     ChangedSinceSubmissionError,
@@ -138,6 +139,8 @@ def _users_own(
     where += f", job {job_id}" if job_id else ""
     where += f", on {end['host']})" if end.get("host") else ")"
     notes = [where] if log is None else [where, f"log: {log}"]
+    if (advice := hint(str(end.get("message", "")))) is not None:
+        notes.append(advice)
     trace = RemoteTraceback(str(end.get("traceback", "")))
     error = _unpickled(end)
     try:

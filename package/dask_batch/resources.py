@@ -312,7 +312,7 @@ def chain_resources(chain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ResourceError
         Two of them cannot be met by one job (see :func:`can_chain`).
     """
-    if not all(can_chain(chain[0], other) for other in chain):
+    if not all(can_chain(chain[0], other) for other in chain[1:]):
         raise ResourceError("tasks that ask for different resources cannot be one job")
     combined = dict(chain[-1])
     combined["threads_per_core"] = max(_given(chain, "threads_per_core"), default=1)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from dask_batch.cache import attempts
 from dask_batch.cache.entries import listed
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.records import read_record
@@ -22,6 +23,7 @@ __all__ = ["Sweep"]
 
 _SHARDED = ("results", "claims", "attempts", "names", "checkpoints")
 _MOVED = re.compile(r".*\.([0-9]{15,20})\.[0-9a-f]{8}\.[a-z0-9]+")
+_EXCHANGE = re.compile(r"([0-9a-f]{64})\.([0-9]+)")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 _OF_A_RUN = re.compile(
@@ -109,6 +111,17 @@ class Sweep:
                 age_s = self.now - int(moved[1]) / 1e9 if moved else self.age_s(path)
                 if age_s > keep_s:
                     self.remove(path, section)
+
+    def ranks(self) -> None:
+        """Remove what ranks and leaders of attempts that are over have told each other."""
+        top = self.cache.path / "ranks"
+        for name in listed(top):
+            exchange = _EXCHANGE.fullmatch(name)
+            if exchange is None:
+                continue
+            key, generation = exchange[1], int(exchange[2])
+            if self.cache.present({key}) or attempts.ended(self.cache, {key: generation}):
+                self.remove_tree(top / name, "ranks")
 
     def checkpoints(self) -> None:
         """Remove the checkpoints of keys that have a result."""

@@ -69,6 +69,10 @@ def _comparisons(
     sizes: Counter[str] = Counter()
     for node in nodes:
         sizes[node.partition] += node.count
+    together: Counter[str] = Counter()
+    for node in nodes:
+        together[node.partition] += node.count * node.cpus
+    yield "cores", resources["cores"] * cpus, "CPUs altogether", max(together.values())
     yield "num_nodes", resources.get("num_nodes") or 1, "nodes", max(sizes.values())
 
 

@@ -141,7 +141,8 @@ def options_not_printed(resources: Mapping[str, Any], printed: Collection[str]) 
         options.append(str(gpu_option(resources)))
     if wanted.get("threads_per_core", 1) > 1:  # one is what a job gets anyway
         options.append(f"--cpus-per-task={wanted['threads_per_core']}")
-    if "num_nodes" in wanted or ("gpus_per_core" in wanted and "cores" not in printed):
+    several = "gpus_per_core" in wanted or resources["cores"] > 1
+    if "num_nodes" in wanted or (several and "cores" not in printed):
         # At least one on each node, or sbatch takes nodes away; and GPUs are counted per task.
         options.append(f"--ntasks={max(resources['cores'], resources.get('num_nodes') or 1)}")
     if "memory_max" in wanted:

@@ -8,6 +8,7 @@ communicator of theirs, so that the function has ``MPI.COMM_WORLD`` to itself.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ from dask_batch.cache.checkpoints import checkpoint_path
 from dask_batch.cache.definitions import Definition, read_definition
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
+from dask_batch.errors import ResourceError
 from dask_batch.job.body import Body
 from dask_batch.job.containment import Contained
+from dask_batch.job.devices import rank_on_node, share
 from dask_batch.job.endings import EndedError, described, left_by_itself, summary
 from dask_batch.job.exit_codes import FAILED, NO_MODULE
 from dask_batch.job.fitness import check_files, check_libraries, enter_surroundings
@@ -88,6 +91,12 @@ def _failed(exchange: Exchange, rank: int | None, ended: EndedError, count: int)
     return ended.exit_code or FAILED
 
 
+def _shared_memory() -> int:
+    from mpi4py import MPI
+
+    return int(MPI.COMM_TYPE_SHARED)
+
+
 class _Rank:
     """What one rank does with all the others."""
 
@@ -112,6 +121,7 @@ class _Rank:
         surroundings = common["surroundings"][header["surroundings"]]
         versions = check_libraries(common, header, surroundings)
         enter_surroundings(surroundings, cpus=header["ranks"]["cpus"])
+        self._take_devices(header["ranks"]["gpus"])
         with Contained(self._left):
             value = Body(
                 self._definition, self._inputs(), checkpoint_path(self._cache, self._key)
@@ -121,6 +131,18 @@ class _Rank:
             check_files(header)
             self._publication(versions).publish(values)
         self.comm.Barrier()  # nobody leaves, and is missed, before that is done
+
+    def _take_devices(self, each: int) -> None:
+        """See this rank's own GPUs only, where all of the node's ranks see all of the job's."""
+        if not each:
+            return
+        number = rank_on_node()
+        if number is None:
+            number = self.comm.Split_type(_shared_memory()).rank
+        try:
+            os.environ.update(share(os.environ, number, each))
+        except ResourceError as error:
+            raise EndedError("environment", str(error)) from error
 
     def _told(self, task: tuple[Path, int]) -> Definition:
         """Read the task at one rank, and let all have it."""
