@@ -21,6 +21,7 @@ import pytest
 import worker_bodies as bodies
 from clients import poll
 from dask_batch import SingleNodeExecutor
+from dask_batch.backends.workers.process import WorkerProcesses
 from dask_batch.backends.workers.worker import State
 from dask_batch.errors import (
     ConfigurationError,
@@ -356,6 +357,17 @@ def test_a_function_that_closes_all_files_still_has_its_result(open_executor: Op
     assert exe.submit(bodies.process).result(60)
 
 
+def test_a_pool_that_breaks_falls_not_silent(
+    open_executor: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exe = open_executor()
+    monkeypatch.setattr(WorkerProcesses, "start", None)  # a fault of our own
+    with pytest.raises(TaskError, match=r"no worker is left.*TypeError"):
+        exe.submit(bodies.process).result(60)
+    with pytest.raises(TaskError, match=r"no worker is left.*TypeError"):
+        exe.submit(bodies.process, 1).result(60)
+
+
 # ---- the end ---------------------------------------------------------------------------------
 
 
@@ -427,12 +439,14 @@ from dask_batch import {kind}
 
 if __name__ == "__main__":
     exe = {kind}(2, cache_directory={cache!r}, block_allocation=True, {options})
-    futures = [exe.submit(bodies.slow, Path({traces!r}), word) for word in ("a", "b")]
+    futures = [exe.submit(bodies.{body}, Path({traces!r}), word) for word in ("a", "b")]
     print([future.result() for future in futures])
 """
 
 
-def client(folder: Path, cache: Path, traces: Path, kind: str, options: str = "") -> Path:
+def client(
+    folder: Path, cache: Path, traces: Path, kind: str, options: str = "", body: str = "slow"
+) -> Path:
     """Write a client that has two tasks under way."""
     script = folder / "client.py"
     text = CLIENT.format(
@@ -441,6 +455,7 @@ def client(folder: Path, cache: Path, traces: Path, kind: str, options: str = ""
         traces=str(traces),
         kind=kind,
         options=options,
+        body=body,
     )
     script.write_text(textwrap.dedent(text))
     return script
@@ -463,6 +478,18 @@ def test_no_worker_outlives_a_client_that_is_killed(
     again = [exe.submit(bodies.slow, traces, word) for word in ("a", "b")]
     assert not set(pids) & {future.result(60) for future in again}
     assert len(list((cache / "workers").iterdir())) == 1
+
+
+def test_what_a_task_has_forked_ends_with_the_client(
+    tmp_path: Path, cache: Path, traces: Path
+) -> None:
+    script = client(tmp_path, cache, traces, "SingleNodeExecutor", body="forking")
+    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+    poll(lambda: len(list(traces.iterdir())) == 4, 60, "both tasks and their children")
+    process.kill()
+    process.wait()
+    pids = [int(path.name.split(".")[1]) for path in traces.iterdir()]
+    poll(lambda: all(map(gone, pids)), 30, "the end of all")
 
 
 def test_a_client_that_just_ends_leaves_nothing(tmp_path: Path, cache: Path, traces: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_refused_worker_fails_all_calls(cache: Path) -> None:
         resource_dict={"partition": "no-such-partition"},
     ) as exe:
         future = exe.submit(where)
-        with pytest.raises(TaskError, match="no-such-partition|invalid partition"):
+        with pytest.raises(TaskError, match=r"no-such-partition|invalid partition"):
             future.result(PATIENCE_S)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "deaf",
     "die",
     "die_once",
+    "forking",
     "leave",
     "meet",
     "printed",
@@ -96,6 +97,17 @@ def slow(folder: Path, word: str) -> int:
     while not (folder / "go").exists():
         time.sleep(0.01)
     return os.getpid()
+
+
+def forking(folder: Path, word: str) -> None:
+    """Have a child that does not end by itself."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        told(folder, word)
+        while True:
+            time.sleep(1)
+    slow(folder, f"parent-of-{word}")
 
 
 def deaf(folder: Path) -> None:

@@ -211,25 +211,43 @@ class WorkerPool:
 
         All in one thread: what it starts may end with it.
         """
-        while not self._staff.closing:
-            with self._lock:
-                channels = {w.channel: w for w in self._staff.workers.values() if w.channel}
-            ready = _ready([self._bell, *channels], _LOOK_S)
-            with self._lock:
-                if self._bell in ready:
-                    os.read(self._bell, 4096)
-                for channel in channels.keys() & set(ready):
-                    self._hear(channels[channel])
-                changed = self._staff.look() or bool(ready)
-                if not self._staff.closing:
-                    self._staff.launch()
-                    self._assign()
-            if changed:
-                self.news()
+        try:
+            while not self._staff.closing:
+                self._take_turn()
+        except Exception as error:
+            logger.exception("the workers cannot be gone on with; they are ended")
+            self._break(error)
         with self._lock:
             workers = list(self._staff.workers.values())
             for worker in workers:
                 self._staff.dismiss(worker)
+        _bid_farewell(workers)
+
+    def _take_turn(self) -> None:
+        """Wait for news, and heed them."""
+        with self._lock:
+            channels = {w.channel: w for w in self._staff.workers.values() if w.channel}
+        ready = _ready([self._bell, *channels], _LOOK_S)
+        with self._lock:
+            if self._bell in ready:
+                os.read(self._bell, 4096)
+            for channel in channels.keys() & set(ready):
+                self._hear(channels[channel])
+            changed = self._staff.look() or bool(ready)
+            if not self._staff.closing:
+                self._staff.launch()
+                self._assign()
+        if changed:
+            self.news()
+
+    def _break(self, error: Exception) -> None:
+        """Fail all jobs: nobody must wait for a thread that has ended."""
+        with self._lock:
+            workers = self._staff.disband(f"{type(error).__name__}: {error}")
+            for worker in workers:
+                worker.finish(Ended(JobState.FAILED, reason=self._staff.why_none()))
+            self._assign()
+        self.news()
         _bid_farewell(workers)
 
     def _hear(self, worker: Worker) -> None:

@@ -127,6 +127,16 @@ class Staff:
         else:
             worker.started.kill()
 
+    def disband(self, why: str) -> list[Worker]:
+        """Have all workers end, and none started any more; return those that there were."""
+        self._why = why
+        self._due.clear()
+        workers = list(self.workers.values())
+        for worker in workers:
+            self.dismiss(worker)
+        self.workers.clear()
+        return workers
+
     def died(self, worker: Worker, how: Ended, *, connected: bool) -> None:
         """Fill the place of a worker whose process has ended by itself, if that may be."""
         again = worker.restarts < self._restart_limit
