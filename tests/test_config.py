@@ -114,7 +114,6 @@ def test_values_that_make_no_sense_are_refused_by_name(keyword, value):
 @pytest.mark.parametrize(
     ("keyword", "default", "other"),
     [
-        ("block_allocation", False, True),
         ("refresh_rate", 0.01, 1),
         ("restart_limit", 0, 2),
         ("wait", True, False),
