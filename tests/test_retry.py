@@ -124,6 +124,7 @@ _POLICIES = st.builds(
     st.booleans() | st.tuples(st.sampled_from(["OSError", "ValueError"])),
     st.floats(1, 8),
     st.floats(1, 8),
+    st.integers(0, 4),
 )
 
 

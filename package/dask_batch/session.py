@@ -42,7 +42,7 @@ __all__ = ["Session", "open_session"]
 logger = logging.getLogger(__name__)
 
 _ELSEWHERE: Final = ("slurm", "flux")
-"""Batch systems whose jobs run on machines that may see files later than this one."""
+"""Backends whose jobs run on other machines. (What follows an ``@`` is which Flux instance it is.)"""
 
 
 def open_session(options: Options) -> Session:
@@ -61,7 +61,7 @@ def _with_workers(cache: Cache, options: Options) -> Session:
     from dask_batch.backends.within.backend import WithinBackend
     from dask_batch.workforce import BACKEND, open_workforce
 
-    if options.backend in _ELSEWHERE:
+    if _elsewhere(options):
         _warn_of_local_files(cache.path)
     force = open_workforce(cache, options, _common(options))
     session = Session(cache, WithinBackend(force.pool, name=BACKEND), force.options)
@@ -311,13 +311,19 @@ def _failed_parent(failed: ParentFailed, function: str) -> BaseException:
     return dependency_failure(failed.error, key="", function=function, root=key, root_function="")
 
 
+def _elsewhere(options: Options) -> bool:
+    """Whether jobs run on machines that may see files later than this one."""
+    return options.backend.partition("@")[0] in _ELSEWHERE
+
+
 def _pace(backend: Backend, options: Options) -> Pace:
     """Return how often to ask: politely where others ask the same batch system."""
-    polite = (options.shortest_poll_s, options.longest_poll_s) if backend.shared else (0.0, 0.0)
-    if not (backend.shared or options.backend in _ELSEWHERE):
-        return Pace(*polite, output_grace_s=1.0, failure_grace_s=0.0)
+    if not (backend.shared or _elsewhere(options)):
+        return Pace(0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0)
+    prompt = not backend.shared
     return Pace(
-        *polite,
+        0.0 if prompt else options.shortest_poll_s,
+        0.0 if prompt else options.longest_poll_s,
         output_grace_s=options.output_grace_s,
         failure_grace_s=options.failure_grace_s,
     )

@@ -193,7 +193,8 @@ def _starter(options: Options) -> Launcher:
         return FluxRunLauncher.here()
     from dask_batch.backends.workers.batch import BatchLauncher
 
-    return BatchLauncher(open_backend(options.backend))
+    setup = dataclasses.replace(options.setup, max_workers=None, max_cores=None)  # they are ours
+    return BatchLauncher(open_backend(options.backend, setup))
 
 
 def _door(options: Options) -> Door:
