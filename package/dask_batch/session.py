@@ -42,7 +42,7 @@ __all__ = ["Session", "open_session"]
 logger = logging.getLogger(__name__)
 
 _ELSEWHERE: Final = ("slurm", "flux")
-"""Backends whose jobs run on other machines. (What follows an ``@`` is which Flux instance it is.)"""
+"""Backends whose jobs run on other machines. (Behind an ``@`` is which instance of Flux it is.)"""
 
 
 def open_session(options: Options) -> Session:
