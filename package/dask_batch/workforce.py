@@ -8,10 +8,12 @@ allocation, jobs of a batch system. All else is the same for all: they meet the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import secrets
+import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +32,7 @@ from dask_batch.cache.store import Cache
 from dask_batch.config import Options, client_environment
 from dask_batch.defining import Plan, define, run_of
 from dask_batch.errors import CacheError, ConfigurationError
-from dask_batch.packing import PreparedJob
+from dask_batch.packing import PreparedJob, ranks_of
 from dask_batch.preparation import Preparer
 from dask_batch.surroundings import Surroundings
 
@@ -103,7 +105,10 @@ def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) ->
         program=_PROGRAM,
     )
     pool = WorkerPool(starter, like, count=count, restart_limit=options.restart_limit)
-    _open(place, _door(options), pool, initial=first is not None)
+    meeting = functools.partial(
+        Meeting, initial=first is not None, owner=Owner.current(), ranks=ranks_of(normal)
+    )
+    _open(place, _door(options), pool, meeting)
     return Workforce(pool, _for_tasks(options), first.key if first is not None else "")
 
 
@@ -115,20 +120,12 @@ def _resources(options: Options) -> dict[str, Any]:
     ConfigurationError
         It cannot be met by workers.
     """
-    asked = options.resource_dict
-    normal = resources.for_executor_call(asked)
-    if normal["cores"] > 1:
-        raise ConfigurationError(
-            f"block_allocation=True with cores={normal['cores']}: a worker is one process, not "
-            "several MPI ranks. Leave out block_allocation, so that each call starts its own "
-            "ranks; or ask for CPUs of one process: threads_per_core"
-        )
-    return normal
+    return resources.for_executor_call(options.resource_dict)
 
 
 def _count(options: Options, normal: Mapping[str, Any]) -> int:
     """Return how many workers there are to be."""
-    cpus = int(normal["threads_per_core"])
+    cpus = int(normal["cores"] * normal["threads_per_core"])
     if options.max_workers is not None:
         if options.max_cores is not None and options.max_workers * cpus > options.max_cores:
             raise ConfigurationError(
@@ -150,8 +147,8 @@ def _count(options: Options, normal: Mapping[str, Any]) -> int:
 def _check_room(room: Room, count: int, normal: Mapping[str, Any]) -> None:
     """Refuse workers that would never start, where it is known what there is for all together."""
     for what, there, each in (
-        ("CPUs", room.cpus, normal["threads_per_core"]),
-        ("GPUs", room.gpus, normal["gpus_per_core"] or 0),
+        ("CPUs", room.cpus, normal["cores"] * normal["threads_per_core"]),
+        ("GPUs", room.gpus, normal["cores"] * (normal["gpus_per_core"] or 0)),
     ):
         if there is not None and count * each > there:
             raise ConfigurationError(
@@ -225,11 +222,10 @@ def _define(cache: Cache, job: PreparedJob, common: Mapping[str, Any], place: Pa
 # ---- the meeting place -----------------------------------------------------------------------
 
 
-def _open(place: Path, door: Door, pool: WorkerPool, *, initial: bool) -> None:
+def _open(place: Path, door: Door, pool: WorkerPool, meeting: Callable[..., Meeting]) -> None:
     """Let workers in; the way is closed when the pool is, or this process ends."""
     secret = secrets.token_hex(32)
-    meeting = Meeting(door.addresses, secret, initial, Owner.current())
-    publish_bytes(place, meeting.text())
+    publish_bytes(place, meeting(addresses=door.addresses, secret=secret).text())
     leave = weakref.finalize(pool, _leave, place, door, os.getpid())
     pool.left = leave
     admit = weakref.WeakMethod(pool.admit)
@@ -254,6 +250,8 @@ def _leave(place: Path, door: Door, pid: int) -> None:
 def _remove(place: Path) -> None:
     for path in (place, place.with_suffix(".h5")):
         path.unlink(missing_ok=True)
+    for folder in place.parent.glob(f"{place.stem}.*.*"):  # of ranks that were killed
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep(cache: Cache) -> None:

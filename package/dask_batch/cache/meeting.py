@@ -8,8 +8,10 @@ workers any more; what a client that was killed has left is removed by the next 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dask_batch.cache.opening import read_owned
 from dask_batch.cache.owner import Owner
@@ -39,12 +41,16 @@ class Meeting:
         Whether a definition lies beside the file, with what a worker begins with.
     owner
         The client.
+    ranks
+        How many MPI ranks each worker has, and what each, as in a task's definition; None: it is
+        one plain process.
     """
 
     addresses: tuple[str | tuple[str, int], ...]
     secret: str = field(repr=False)
     initial: bool
     owner: Owner
+    ranks: Mapping[str, Any] | None = None
 
     def text(self) -> bytes:
         """Return the content of the file."""
@@ -68,7 +74,11 @@ class Meeting:
                 for one in said["addresses"]
             )
             return cls(
-                tuple(addresses), str(said["secret"]), bool(said["initial"]), Owner(**said["owner"])
+                tuple(addresses),
+                str(said["secret"]),
+                bool(said["initial"]),
+                Owner(**said["owner"]),
+                said.get("ranks"),
             )
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise CacheError(f"{path} is not what a client has written: {error}") from error

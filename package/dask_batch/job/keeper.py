@@ -45,10 +45,13 @@ class Keeper:
     ----------
     client
         The connection to the client.
+    gentle
+        Whether the workbench has others to end before it ends itself.
     """
 
-    def __init__(self, client: Channel) -> None:
+    def __init__(self, client: Channel, *, gentle: bool = False) -> None:
         self._client = client
+        self._gentle = gentle
         self._pid = 0
         """The workbench; 0 while there is none."""
         self._workbench: Channel | None = None
@@ -72,6 +75,8 @@ class Keeper:
                 self._turn()
         except (EOFError, OSError):
             say("its client is gone")
+            if self._gentle:
+                self._wait_gently()
         self._kill(signal.SIGKILL)
         return 0
 
@@ -117,19 +122,34 @@ class Keeper:
     def _end_workbench(self) -> None:
         """End the workbench: a task has a moment to write down where it stands."""
         if self._pid and self._kill_at is None:
-            self._kill(signal.SIGTERM if self._job else signal.SIGKILL)
+            gently = self._job or self._gentle
+            self._kill(signal.SIGTERM if gently else signal.SIGKILL)
             self._kill_at = time.monotonic() + _GRACE_S
 
     # ---- the workbench ---------------------------------------------------------------------
+
+    def _wait_gently(self) -> None:
+        """Let the workbench end others."""
+        self._kill(signal.SIGTERM)
+        until = time.monotonic() + _GRACE_S
+        while self._pid and time.monotonic() < until:
+            if os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return
+            time.sleep(0.05)
 
     def _fork(self) -> None:
         """Make a workbench."""
         ours, theirs = socket.socketpair()
         parent = os.getpid()
+        # A signal that the fork would take by the keeper's handlers would be lost.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
             ours.close()
-            raise _ForkedError(self._as_workbench(theirs, parent))
+            channel = self._as_workbench(theirs, parent)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            raise _ForkedError(channel)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._pid = pid
         self._workbench = Channel(ours)
@@ -203,11 +223,14 @@ class Keeper:
         self._kill_at = None
 
     def _kill(self, number: int) -> None:
-        """Signal the workbench and what it has started."""
-        if self._pid:
-            for signalled in (os.killpg, os.kill):  # before setsid it is in no group of its own
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    signalled(self._pid, number)
+        """Signal the workbench and what it has started, unless it sees to that itself."""
+        if not self._pid:
+            return
+        alone = self._gentle and number == signal.SIGTERM
+        for signalled in (os.kill,) if alone else (os.killpg, os.kill):
+            # Before it is the leader of a session it is in no group of its own.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signalled(self._pid, number)
 
 
 class _ForkedError(BaseException):
@@ -225,14 +248,16 @@ def _die_with(parent: int) -> None:
         os._exit(exit_codes.FAILED)
 
 
-def _workbench(channel: Channel, initial: Path | None) -> int:
+def _workbench(channel: Channel, meeting: Meeting, place: Path, number: int) -> int:
     """Run tasks; what they need is imported here, so that the keeper stays small."""
     try:
         from dask_batch.job.workbench import serve
     except ImportError as error:
         say(f"cannot import what a task needs: {error}")
         return exit_codes.NO_MODULE
-    return serve(channel, initial)
+    initial = place.with_suffix(".h5") if meeting.initial else None
+    folder = place.with_suffix(f".{number}.{os.getpid()}")
+    return serve(channel, initial, meeting.ranks, folder)
 
 
 def main(path: str, number: int) -> int:
@@ -261,12 +286,12 @@ def main(path: str, number: int) -> int:
     client = _client(meeting, number)
     if client is None:
         return exit_codes.FAILED
-    keeper = Keeper(client)
+    keeper = Keeper(client, gentle=meeting.ranks is not None)
     try:
         return keeper.serve()
     except _ForkedError as forked:
         channel = forked.keeper
-    return _workbench(channel, Path(path).with_suffix(".h5") if meeting.initial else None)
+    return _workbench(channel, meeting, Path(path), number)
 
 
 def _client(meeting: Meeting, number: int) -> Channel | None:

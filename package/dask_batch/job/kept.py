@@ -9,12 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dask_batch.job.endings import EndedError
+from dask_batch.job.endings import EndedError, described, summary
 from dask_batch.spec import Call, Expression
 
-__all__ = ["NOTHING", "Kept"]
+if TYPE_CHECKING:
+    from dask_batch.job.ranks.crew import Crew
+
+__all__ = ["NOTHING", "Kept", "named"]
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -29,10 +32,16 @@ class Kept:
         Values for arguments, by name.
     failure
         How the ``init_function`` ended, if it did not return a mapping: so end all tasks.
+    crew
+        The MPI ranks that tasks run on, where a worker has several.
+    settled
+        Whether this process has taken what it was given, its share of the devices.
     """
 
     named: Mapping[str, Any] = field(default_factory=dict)
     failure: EndedError | None = None
+    crew: Crew | None = None
+    settled: bool = False
 
     def check(self) -> None:
         """Raise what the ``init_function`` ended with.
@@ -64,6 +73,25 @@ def _open_names(call: Call) -> list[str]:
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         named = [p for p in named if p.kind is inspect.Parameter.KEYWORD_ONLY]
     return [p.name for p in named if p.kind in _BY_NAME and p.name not in call.kwargs]
+
+
+def named(value: Any) -> Mapping[str, Any]:
+    """Return what an ``init_function`` returned, if it is what it must be.
+
+    Raises
+    ------
+    EndedError
+        It is not.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return value
+    error = TypeError(
+        "init_function must return a dictionary from names of arguments to their values, or "
+        f"nothing; it returned {type(value).__qualname__}"
+    )
+    raise EndedError("exception", summary(error), **described(error))
 
 
 NOTHING = Kept()

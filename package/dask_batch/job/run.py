@@ -147,6 +147,9 @@ class Attempt:
         """Let MPI ranks make it; the first of them publishes."""
         from dask_batch.job.ranks.leader import Leader
 
+        if self.kept.crew is not None:
+            self.kept.crew.lead(self._publication(), self.definition)
+            return
         Leader(self._publication(), self.definition).run()
 
     def _done(self) -> int:

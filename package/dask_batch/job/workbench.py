@@ -9,33 +9,31 @@ reaches arrive with each task, as they were hashed.)
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import os
 import signal
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, NoReturn
 
 from dask_batch.job.channel import Channel, Message
-from dask_batch.job.descriptors import spare
-from dask_batch.job.endings import EndedError, described, summary
+from dask_batch.job.endings import EndedError
 from dask_batch.job.exit_codes import FAILED
-from dask_batch.job.kept import NOTHING, Kept
+from dask_batch.job.kept import NOTHING, Kept, named
 from dask_batch.job.opening import RefusedError, open_task
+from dask_batch.job.redirection import crashes_told, logged
 from dask_batch.job.run import Attempt, main
 from dask_batch.job.say import say
 from dask_batch.job.surroundings import JOB_VARIABLE
 
 __all__ = ["serve"]
 
-_APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
-
-def serve(keeper: Channel, initial: Path | None) -> int:
+def serve(
+    keeper: Channel, initial: Path | None, ranks: Mapping[str, Any] | None, folder: Path
+) -> int:
     """Run what the keeper orders, until it orders no more; return the exit code.
 
     Parameters
@@ -44,18 +42,25 @@ def serve(keeper: Channel, initial: Path | None) -> int:
         Where the orders come from.
     initial
         The definition of the ``init_function``, if there is one.
+    ranks
+        How many MPI ranks this worker has, and what each; None: it is one plain process.
+    folder
+        Where such ranks are told what to do.
     """
     # What the keeper runs as ``__main__`` is no business of the tasks'.
     sys.modules["__main__"] = types.ModuleType("__main__")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a warning is for a task that listens
     code = 0
+    kept = NOTHING
     try:
-        with _crashes_told():
-            kept = _begin(initial) if initial is not None else NOTHING
+        with crashes_told():
+            kept = _begin(initial) if ranks is None else _muster(ranks, folder, initial)
         keeper.send({"told": "ready"})
         while True:
             order = keeper.receive()
             code = _run(order, kept)
+            if kept.crew is not None and kept.crew.lost:
+                return code or FAILED  # by which the keeper knows that this worker has died
             keeper.send({"told": "ended", "job": order["job"], "exit_code": code})
     except RefusedError as refusal:
         say(str(refusal))
@@ -64,28 +69,47 @@ def serve(keeper: Channel, initial: Path | None) -> int:
         # The keeper is gone; or a function has closed what is not its own. Then the exit code tells
         # of its task.
         return code
+    except SystemExit as told:  # to end
+        return int(told.code or 0)
+    finally:
+        if kept.crew is not None:
+            kept.crew.close()
 
 
-def _begin(definition: Path) -> Kept:
-    """Call the ``init_function``."""
-    cache, task = open_task(definition, 0)
+def _muster(ranks: Mapping[str, Any], folder: Path, initial: Path | None) -> Kept:
+    """Start MPI ranks, which call the ``init_function`` each."""
+    from dask_batch.job.ranks.crew import Crew
+
+    _end_by_exception()
+    crew = Crew(ranks, folder, initial)
     try:
-        value = _Beginning(cache, task).value()
-        return Kept({} if value is None else _named(value))
+        crew.begin()
     except EndedError as ended:
         say(ended.log_text)
         return Kept(failure=ended)
+    return Kept(crew=crew)
 
 
-def _named(value: Any) -> Mapping[str, Any]:
-    """Return what an ``init_function`` returned, if it is what it must be."""
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return value
-    error = TypeError(
-        "init_function must return a dictionary from names of arguments to their values, or "
-        f"nothing; it returned {type(value).__qualname__}"
-    )
-    raise EndedError("exception", summary(error), **described(error))
+def _end_by_exception() -> None:
+    """Leave by way of ``finally`` when told to end, so that ranks are ended, too."""
+
+    def leave(number: int, _: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+def _begin(definition: Path | None) -> Kept:
+    """Call the ``init_function``."""
+    if definition is None:
+        return NOTHING
+    cache, task = open_task(definition, 0)
+    try:
+        value = _Beginning(cache, task).value()
+        return Kept(named(value))
+    except EndedError as ended:
+        say(ended.log_text)
+        return Kept(failure=ended)
 
 
 class _Beginning(Attempt):
@@ -108,52 +132,12 @@ class _Beginning(Attempt):
 
 def _run(order: Message, kept: Kept) -> int:
     """Run one task, with its own log files; return the exit code that its job would have."""
-    with _logged(Path(order["logs"]), int(order["index"])), _crashes_told():
+    with logged(Path(order["logs"]), int(order["index"])), crashes_told():
         os.environ[JOB_VARIABLE] = order["job"]
         try:
             return main(order["definition"], int(order["index"]), kept)
+        except SystemExit:  # it is told to end
+            raise
         except BaseException:  # not the function's: that one ends in a record
             traceback.print_exc()
             return FAILED
-
-
-@contextlib.contextmanager
-def _logged(folder: Path, index: int) -> Iterator[None]:
-    """Let what is written to the standard streams go to a task's log files for a while."""
-    _flush()
-    before = [spare(stream) for stream in (1, 2)]
-    for stream, suffix in ((1, "out"), (2, "err")):
-        log = os.open(folder / f"{index}.{suffix}", _APPEND, 0o600)
-        os.dup2(log, stream)
-        os.close(log)
-    try:
-        yield
-    finally:
-        _flush()
-        for stream, copy in zip((1, 2), before, strict=True):
-            if copy is not None:
-                with contextlib.suppress(OSError):  # a function has closed what is not its own
-                    os.dup2(copy, stream)
-                    os.close(copy)
-
-
-@contextlib.contextmanager
-def _crashes_told() -> Iterator[None]:
-    """Let a crash in compiled code leave its Python frames in the log of the moment."""
-    log = spare(2)
-    if log is None:
-        yield
-        return
-    faulthandler.enable(log, all_threads=True)
-    try:
-        yield
-    finally:
-        faulthandler.disable()
-        with contextlib.suppress(OSError):  # closed by a function
-            os.close(log)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or a full disk
-            stream.flush()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dask_batch.backends.base import Job
 from dask_batch.backends.gpus import Declared, Devices, visible
 from dask_batch.backends.local.machine import Machine
-from dask_batch.backends.local.profiles import check_resources
+from dask_batch.backends.local.profiles import check_resources, gpus
 from dask_batch.backends.within.processes import ProcessLauncher, StartedProcess
 from dask_batch.errors import BackendError, ResourceError
 from dask_batch.job.devices import restricted
@@ -80,10 +80,10 @@ class WorkerProcesses(ProcessLauncher):
         self._holders = [h for h in self._holders if h[0].child.process.poll() is None]
         taken = {name for _, names in self._holders for name in names}
         free = [name for name in devices.names if name not in taken]
-        wanted = int(job.resources.get("gpus_per_core") or 0)
+        wanted = gpus(job.resources)
         if wanted > len(free):
             raise BackendError(
-                f"gpus_per_core={wanted}: of {len(devices.names)} GPUs {len(free)} are left by the "
-                "other workers; ask for fewer workers, or for fewer GPUs each"
+                f"{wanted} GPU(s) for a worker: {len(free)} of {len(devices.names)} are left "
+                "by the others; ask for fewer workers, or for fewer GPUs each"
             )
         return tuple(free[:wanted])
