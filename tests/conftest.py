@@ -74,6 +74,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(why_not())
 
 
+_LAST = ("test_outages.py", "test_chaos.py")
+"""They stop Slurm's daemons, and are best run when nothing else computes beside them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what stops Slurm's daemons after all else."""
+    items.sort(key=lambda item: item.path.name in _LAST)
+
+
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
     """Yield what lists the test's own unfinished jobs, and cancel those that it left.

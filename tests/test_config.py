@@ -99,6 +99,10 @@ def test_an_unknown_keyword_lists_the_known_ones():
         ("resource_rules", {"x*": 3}),
         ("shortest_poll_s", "soon"),
         ("shortest_poll_s", -1),
+        ("refresh_rate", 0),
+        ("refresh_rate", "often"),
+        ("log_obj_size", "yes"),
+        ("disable_dependencies", 1.5),
         ("output_grace_s", float("inf")),
         ("output_grace_s", float("nan")),
         ("backend", "slrum"),
@@ -114,7 +118,10 @@ def test_values_that_make_no_sense_are_refused_by_name(keyword, value):
 @pytest.mark.parametrize(
     ("keyword", "default", "other"),
     [
-        ("refresh_rate", 0.01, 1),
+        ("flux_executor", None, object()),
+        ("flux_executor_nesting", False, True),
+        ("flux_log_files", True, "flux.out"),
+        ("plot_dependency_graph", False, True),
         ("restart_limit", 0, 2),
         ("wait", True, False),
     ],
@@ -175,18 +182,22 @@ def test_slurm_is_chosen_where_sbatch_is_and_that_is_said_once(tmp_path, monkeyp
     assert caplog.text.count("'slurm'") == 1
 
 
-def test_inside_flux_the_choice_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
+def test_flux_is_chosen_inside_an_instance_and_that_is_said_once(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="dask_batch")
-    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("FLUX_URI", "local:///run/flux")
-    assert choose_backend() == "local"
-    assert "Flux" in caplog.text
+    assert [choose_backend() for _ in range(3)] == ["flux"] * 3
+    assert caplog.text.count("'flux', since FLUX_URI is set") == 1
 
 
-@pytest.mark.parametrize("name", ["flux", "flux-step", "slurm-step"])
-def test_a_backend_of_later_says_what_to_use(name):
-    with pytest.raises(BackendUnavailableError, match="'local' or 'slurm'"):
-        resolve(backend=name)
+@pytest.mark.parametrize(
+    ("name", "variable"), [("flux-step", "FLUX_URI"), ("slurm-step", "SLURM_JOB_ID")]
+)
+def test_a_backend_within_an_allocation_says_which_variable_is_missing(name, variable, monkeypatch):
+    for each in ("FLUX_URI", "SLURM_JOB_ID", "SLURM_JOBID"):
+        monkeypatch.delenv(each, raising=False)
+    assert resolve(backend=name).backend == name
+    with pytest.raises(BackendUnavailableError, match=f"{variable} is not set"):
+        open_backend(name)
 
 
 def test_slurm_without_its_commands_is_not_there(tmp_path, monkeypatch):
@@ -198,6 +209,15 @@ def test_slurm_without_its_commands_is_not_there(tmp_path, monkeypatch):
 def test_max_workers_means_nothing_to_slurm():
     with pytest.raises(ConfigurationError, match="max_workers"):
         open_backend("slurm", Setup(max_workers=2))
+
+
+def test_which_flux_instance_is_meant(tmp_path):
+    assert resolve(backend="flux", flux_uri="local:///run/flux").setup.flux_uri
+    with pytest.raises(ConfigurationError, match="flux_uri must be a text"):
+        resolve(backend="flux", flux_uri=5)
+    for name in ("local", "slurm"):
+        with pytest.raises((ConfigurationError, BackendUnavailableError), match=r"flux_uri|Slurm"):
+            open_backend(name, Setup(flux_uri="local:///run/flux"))
 
 
 def python(code: str, **environ: str) -> str:

@@ -20,6 +20,7 @@ from dask_batch.job.devices import VARIABLES, listed, rank_on_node, seeing, shar
         ("0,-1,1", ("0",)),
         ("NoDevFiles", ()),
         ("0,,1", ("0",)),
+        ("1,0,1", ("1", "0")),
     ],
 )
 def test_a_list_of_devices_is_read_as_libraries_read_it(

@@ -291,6 +291,13 @@ def test_nodes_and_gpus_of_ranks_reach_slurm(cluster: Any) -> None:
     assert all(visible in ("0", "1") for _, visible in future.result())
 
 
+@pytest.mark.slurm
+def test_each_rank_sees_gpus_of_its_own_where_slurm_gives_them_to_nodes(cluster: Any) -> None:
+    asked = {"cores": 2, "num_nodes": 1, "gpus_per_core": 1, "gpu_request": "--gres=gpu:{gpus}"}
+    future = cluster(SlurmClusterExecutor).submit(bodies.devices, resource_dict=asked)
+    assert future.result(PATIENCE_S) == [(0, "0"), (1, "1")]
+
+
 def test_a_client_that_is_killed_leaves_the_ranks_at_work(tmp_path: Path) -> None:
     """What a job does is its own business, in several ranks as well."""
     pid = os.fork()

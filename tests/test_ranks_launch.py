@@ -20,6 +20,7 @@ ONE = {
     "count": 2,
     "cpus": 3,
     "gpus": 0,
+    "gpu_option": None,
     "nodes": None,
     "exclusive": False,
     "pmi_mode": None,
@@ -49,7 +50,8 @@ def test_the_mode_that_a_library_understands(library: Library, modes: list[str],
 
 
 def test_srun_is_told_what_a_step_does_not_inherit() -> None:
-    how = launch(asked(pmi_mode="pmix", gpus=1, nodes=2), OPEN_MPI, SLURM)
+    gpus = {"gpus": 1, "gpu_option": "--gpus-per-task=1"}
+    how = launch(asked(pmi_mode="pmix", nodes=2, **gpus), OPEN_MPI, SLURM)
     assert how.argv[:4] == ("srun", "--mpi=pmix", "--ntasks=2", "--cpus-per-task=3")
     assert {"--gpus-per-task=1", "--nodes=2", "--kill-on-bad-exit=1"} <= set(how.argv)
     assert how.words == "srun --mpi=pmix"

@@ -94,10 +94,11 @@ class Site:
 
     def run(self, backend: str, cache: Path, offset: int = 0) -> dict[str, Any]:
         """Run the script, and return what it found."""
+        path = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
             [sys.executable, "script.py", backend, str(cache), str(offset)],
             cwd=self.folder,
-            env={**os.environ, "PYTHONHASHSEED": str(self.hash_seed), "PYTHONPATH": str(PACKAGE)},
+            env={**os.environ, "PYTHONHASHSEED": str(self.hash_seed), "PYTHONPATH": path},
             capture_output=True,
             text=True,
             timeout=300,
@@ -115,7 +116,12 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     return cache, Site(folder / "project", hash_seed=1, written=1_000_000_000).run("local", cache)
 
 
-@pytest.fixture(params=[pytest.param("slurm", marks=pytest.mark.slurm), "flux"])
+@pytest.fixture(
+    params=[
+        pytest.param("slurm", marks=pytest.mark.slurm),
+        pytest.param("flux", marks=pytest.mark.flux),
+    ]
+)
 def elsewhere(request: pytest.FixtureRequest) -> str:
     """A batch system that is reachable."""
     name: str = request.param

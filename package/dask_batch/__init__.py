@@ -18,14 +18,19 @@ from dask_batch.registration import register
 if TYPE_CHECKING:
     from dask_batch.backends.local import stop_local_queue
     from dask_batch.checkpoint import checkpoint_directory
+    from dask_batch.compat.queue import get_cache_data_queue
+    from dask_batch.compat.recall import get_future_from_cache
+    from dask_batch.compat.selection import get_item_from_future, split_future
+    from dask_batch.compat.terminating import terminate_task_in_cache, terminate_tasks_in_cache
     from dask_batch.executors import (
-        FluxJobExecutor,
+        BaseExecutor,
+        FluxClusterExecutor,
         SingleNodeExecutor,
         SlurmClusterExecutor,
-        SlurmJobExecutor,
     )
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
+    from dask_batch.job_executors import FluxJobExecutor, SlurmJobExecutor
     from dask_batch.runs import cancel, explain, get_cache_data, status
     from dask_batch.upkeep import clean, verify
 
@@ -33,10 +38,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "File": "dask_batch.inputs",
-    "FluxJobExecutor": "dask_batch.executors",
+    "FluxClusterExecutor": "dask_batch.executors",
+    "FluxJobExecutor": "dask_batch.job_executors",
     "SingleNodeExecutor": "dask_batch.executors",
     "SlurmClusterExecutor": "dask_batch.executors",
-    "SlurmJobExecutor": "dask_batch.executors",
+    "SlurmJobExecutor": "dask_batch.job_executors",
     "cancel": "dask_batch.runs",
     "checkpoint_directory": "dask_batch.checkpoint",
     "clean": "dask_batch.upkeep",
@@ -48,8 +54,21 @@ _HOMES = {
     "verify": "dask_batch.upkeep",
 }
 
+_EXECUTORLIB = {
+    "BaseExecutor": "dask_batch.executors",
+    "get_cache_data_queue": "dask_batch.compat.queue",
+    "get_future_from_cache": "dask_batch.compat.recall",
+    "get_item_from_future": "dask_batch.compat.selection",
+    "split_future": "dask_batch.compat.selection",
+    "terminate_task_in_cache": "dask_batch.compat.terminating",
+    "terminate_tasks_in_cache": "dask_batch.compat.terminating",
+}
+"""What else executorlib's users import from its root: ``dask_batch.compat``."""
+
 __all__ = [
+    "BaseExecutor",
     "File",
+    "FluxClusterExecutor",
     "FluxJobExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
@@ -61,14 +80,20 @@ __all__ = [
     "cluster_get",
     "explain",
     "get_cache_data",
+    "get_cache_data_queue",
+    "get_future_from_cache",
+    "get_item_from_future",
+    "split_future",
     "status",
     "stop_local_queue",
+    "terminate_task_in_cache",
+    "terminate_tasks_in_cache",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    home = _HOMES.get(name) or _EXECUTORLIB.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)

@@ -75,6 +75,15 @@ class Options:
         Whether workers find their client at 127.0.0.1 only.
     local_gpus : Declared or None
         What is said of the GPUs of this machine, where jobs run on it.
+    flux_uri : str or None
+        The Flux instance that jobs go to, as ``FLUX_URI`` has it; None: the enclosing one.
+    refresh_rate : float or None
+        Seconds between two looks at the store; None: as often as they are worth their cost. The
+        batch system is never asked more often for it.
+    disable_dependencies : bool
+        Whether a future among the arguments is an error.
+    log_obj_size : bool
+        Whether to log how large calls and graphs are, pickled.
     """
 
     backend: str
@@ -99,13 +108,15 @@ class Options:
     restart_limit: int = 0
     hostname_localhost: bool | None = None
     local_gpus: Declared | None = None
+    flux_uri: str | None = None
+    refresh_rate: float | None = None
+    disable_dependencies: bool = False
+    log_obj_size: bool = False
 
     @property
     def setup(self) -> Setup:
         """What is said of the backend as a whole."""
-        return Setup(
-            max_workers=self.max_workers, max_cores=self.max_cores, local_gpus=self.local_gpus
-        )
+        return Setup(**{said.name: getattr(self, said.name) for said in fields(Setup)})
 
 
 KEYWORDS: Final = tuple(option.name for option in fields(Options))
@@ -123,7 +134,10 @@ def _setting(keyword: str) -> str:
 
 _OF_WORKERS: Final = ("init_function", "restart_limit")
 _KEYWORDS_ONLY: Final = frozenset(
-    {"max_cores", "max_workers", "block_allocation", "hostname_localhost", *_OF_WORKERS}
+    {
+        *("block_allocation", "disable_dependencies", "flux_uri", "hostname_localhost"),
+        *("log_obj_size", "max_cores", "max_workers", "refresh_rate", *_OF_WORKERS),
+    }
 )
 SETTINGS: Final = {
     _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY
@@ -156,12 +170,14 @@ def resolve(**keywords: Any) -> Options:
             f"local_gpus={explicit['local_gpus']!r}: it is the batch system that knows the GPUs of "
             "its nodes; this is an option of the local queue"
         )
-    chosen["cache_directory"] = _folder(chosen["cache_directory"])
     chosen["resource_dict"] = merge_resources(
         _from_jobqueue() if chosen["backend"] == "slurm" else {},
         _mapping("resource_dict", configured.get("resource_dict")),
         _mapping("resource_dict", explicit.get("resource_dict")),
     )
+    # Where it stands among the resources it means those of every task: all of them.
+    folder = chosen["resource_dict"].pop("cache_directory", chosen["cache_directory"])
+    chosen["cache_directory"] = _folder(folder)
     chosen["resource_rules"] = {
         str(pattern): dict(_mapping(f"resource_rules[{pattern!r}]", rule))
         for pattern, rule in _mapping("resource_rules", chosen.get("resource_rules")).items()
@@ -233,6 +249,12 @@ def _folder(value: Any) -> Path:
     return path.absolute()
 
 
+_FLAGS: Final = (
+    *("block_allocation", "disable_dependencies", "hostname_localhost", "log_obj_size"),
+    "steward",
+)
+
+
 def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     checked = dict(chosen)
     for name, value in chosen.items():
@@ -240,8 +262,12 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
             checked[name] = _count(name, value)
         elif name == "local_gpus":
             checked[name] = _gpus(name, value)
-        elif name in ("steward", "block_allocation", "hostname_localhost"):
+        elif name == "flux_uri" and not isinstance(value, str):
+            raise ConfigurationError(f"flux_uri must be a text as FLUX_URI has it, not {value!r}")
+        elif name in _FLAGS:
             checked[name] = _flag(name, value)
+        elif name == "refresh_rate":
+            checked[name] = _interval(name, value)
         elif name == "restart_limit":
             checked[name] = _natural(name, value)
         elif name == "init_function" and not callable(value):
@@ -293,6 +319,13 @@ def _factor(name: str, value: Any) -> float:
     if isinstance(value, (bool, str)) or not 1 <= factor < float("inf"):
         raise ConfigurationError(f"{name} must be a number from 1, not {value!r}")
     return factor
+
+
+def _interval(name: str, value: Any) -> float:
+    seconds = _duration(name, value)
+    if seconds == 0:
+        raise ConfigurationError(f"{name} must be more than 0 seconds, not {value!r}")
+    return seconds
 
 
 def _duration(name: str, value: Any) -> float:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dask_batch.backends.base import Job
+from dask_batch.backends.reach import ends_with_client
+from dask_batch.backends.within.place import this_place
 from dask_batch.cache.claims import Owner, Run
 from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.files import make_directory
@@ -45,6 +47,7 @@ def run_of(jobs: Sequence[PreparedJob], backend: str) -> Run:
         jobs=tuple(
             (f"{_safe_name(job)}-{run_id}-{index}", job.key) for index, job in enumerate(jobs)
         ),
+        place=this_place() if ends_with_client(backend) else "",
     )
 
 

@@ -33,6 +33,8 @@ class Pace:
     """How long the batch system may not know a job before it counts as lost."""
     lease_s: float = 60.0
     """How long another process that began to repeat a job has to do it."""
+    fixed_look_s: float | None = None
+    """How long to rest between two looks at the store; None: as looks cost and changes are rare."""
 
     def grace_s(self, state: JobState) -> float:
         """Return how long a batch system's word for an end is not yet evidence."""

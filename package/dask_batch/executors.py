@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dask_batch.backends.within.extent import spans_machines
+from dask_batch.compat.parameters import Parameters
+from dask_batch.compat.surface import FixedWorkersError, Surface
 from dask_batch.config import Options, resolve
+from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
-from dask_batch.private import PrivateCache, shared_place
+from dask_batch.preparation import call_resources
+from dask_batch.resources import merge_resources
 from dask_batch.runs import CacheEntry, get_cache_data
-from dask_batch.session import Session, open_session
+from dask_batch.session import Session
+from dask_batch.sessions import Sessions
 
 __all__ = [
+    "BaseExecutor",
     "BatchExecutor",
-    "FluxJobExecutor",
+    "FluxClusterExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
-    "SlurmJobExecutor",
 ]
 
 
-class BatchExecutor(concurrent.futures.Executor):
+class BatchExecutor(Surface):
     """What the executors share: calls and graphs become jobs of one batch system.
 
     An executor is also a Dask scheduler: ``dask.compute(x, scheduler=executor)``.
@@ -41,7 +44,11 @@ class BatchExecutor(concurrent.futures.Executor):
         Resources of every call that does not say otherwise. It is not changed.
     **options
         Any other option of Dask's section ``batch``, with underscores: ``resource_rules``,
-        ``max_jobs``, ``fuse``, ``key_versions``, ... See ``docs/configuration.md``.
+        ``max_jobs``, ``fuse``, ``key_versions``, ... See ``docs/configuration.md``. And the
+        parameters of executorlib's executors, as ``docs/migrating-from-executorlib.md`` has them:
+        ``wait``, ``refresh_rate``, ``disable_dependencies``, ``log_obj_size``,
+        ``plot_dependency_graph``, ``plot_dependency_graph_filename``,
+        ``export_workflow_filename``, ...
 
     Raises
     ------
@@ -65,6 +72,7 @@ class BatchExecutor(concurrent.futures.Executor):
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
+        said, options = Parameters.taken(options)
         self._options: Options = resolve(
             backend=self.backend,
             cache_directory=cache_directory,
@@ -72,10 +80,15 @@ class BatchExecutor(concurrent.futures.Executor):
             max_workers=max_workers,
             **options,
         )
-        self._session: Session = open_session(self._options)
         self._shut_down = False
+        self._calls = weakref.WeakSet()
+        self._wait, self._drawing = said.wait, said.drawing
+        if self._drawing is not None:
+            return  # nothing runs: neither a batch system nor a cache is needed
+        self._sessions = Sessions(self._options)
+        self._session: Session = self._sessions.main
         # Without shutdown the jobs go on, and so do the futures as long as the process lives.
-        self._finalizer = weakref.finalize(self, self._session.engine.close)
+        self._finalizer = weakref.finalize(self, self._sessions.let_go)
         self._finalizer.atexit = False
 
     # ---- concurrent.futures ------------------------------------------------------------------
@@ -113,7 +126,11 @@ class BatchExecutor(concurrent.futures.Executor):
         """
         if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        return self._session.call(fn, args, kwargs, resource_dict or {})
+        asked = resource_dict or {}
+        if self._drawing is not None:
+            call_resources(merge_resources(self._options.resource_dict, asked))
+            return self._drawing.call(fn, args, kwargs)
+        return self._remember(self._sessions.of(asked).call(fn, args, kwargs, asked))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.
@@ -130,10 +147,22 @@ class BatchExecutor(concurrent.futures.Executor):
         Parameters
         ----------
         wait, cancel_futures
-            See the table.
+            See the table. An executor that was created with ``wait=False`` does not wait.
         """
-        self._shut_down = True
-        self._session.close(wait=wait, cancel=cancel_futures)
+        again, self._shut_down = self._shut_down, True
+        if self._drawing is None:
+            self._sessions.close(wait=wait and self._wait, cancel=cancel_futures)
+        elif not again:
+            self._drawing.finish()
+
+    def _running(self) -> Session:
+        """Return the session, where there is one."""
+        if self._drawing is not None:
+            raise ConfigurationError(
+                "this executor draws the calls of submit, as plot_dependency_graph or the name of "
+                "a file asked for, and runs nothing; dask.visualize draws a graph"
+            )
+        return self._session
 
     # ---- Dask --------------------------------------------------------------------------------
 
@@ -168,7 +197,7 @@ class BatchExecutor(concurrent.futures.Executor):
         from dask_batch.get import check_foreign_options, wait_for
 
         check_foreign_options(kwargs)
-        return wait_for(self._session, dsk, keys, resource_dict or {}, refresh=refresh)
+        return wait_for(self._running(), dsk, keys, resource_dict or {}, refresh=refresh)
 
     def compute(
         self,
@@ -199,7 +228,7 @@ class BatchExecutor(concurrent.futures.Executor):
         from dask_batch.get import capture
 
         dsk, keys = capture(collections, optimize_graph=optimize_graph, **kwargs)
-        futures = self._session.graph(dsk, keys, resource_dict or {}, refresh=refresh).futures()
+        futures = self._running().graph(dsk, keys, resource_dict or {}, refresh=refresh).futures()
         return futures[0] if len(collections) == 1 else futures
 
     @contextlib.contextmanager
@@ -214,11 +243,11 @@ class BatchExecutor(concurrent.futures.Executor):
 
     def job_script(self, resource_dict: Mapping[str, Any] | None = None) -> str:
         """Return the script that a call with these resources would be submitted with."""
-        return self._session.script(resource_dict or {})
+        return self._running().script(resource_dict or {})
 
     def get_cache_data(self) -> list[CacheEntry]:
         """Return what the cache knows of every result: see :func:`dask_batch.get_cache_data`."""
-        return get_cache_data(self._session.cache.path)
+        return get_cache_data(self.cache_directory)
 
     @property
     def max_workers(self) -> int | None:
@@ -232,17 +261,22 @@ class BatchExecutor(concurrent.futures.Executor):
         ConfigurationError
             It is set, and there are no workers; or to what is no number of workers.
         """
-        pool = self._session.workers
+        pool = None if self._drawing is not None else self._session.workers
         return self._options.max_workers if pool is None else pool.count
 
     @max_workers.setter
     def max_workers(self, number: int) -> None:
+        if self._drawing is not None or self._session.workers is None:
+            raise FixedWorkersError(
+                f"max_workers={number!r}: the number of workers can only be changed where there "
+                "are workers, with block_allocation=True; without them, create another executor"
+            )
         self._session.resize(number)
 
     @property
     def cache_directory(self) -> Path:
         """Where the results are."""
-        return self._session.cache.path
+        return self._options.cache_directory
 
     def __reduce__(self) -> Sequence[Any] | str:  # type: ignore[override]
         raise TypeError(
@@ -251,6 +285,10 @@ class BatchExecutor(concurrent.futures.Executor):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} cache={str(self.cache_directory)!r}>"
+
+
+BaseExecutor = BatchExecutor
+"""What all executors are an instance of, by the name that it has in executorlib."""
 
 
 class SingleNodeExecutor(BatchExecutor):
@@ -265,102 +303,7 @@ class SlurmClusterExecutor(BatchExecutor):
     backend: ClassVar[str] = "slurm"
 
 
-class JobExecutor(BatchExecutor):
-    """What the executors share whose jobs run inside the allocation of this process.
+class FluxClusterExecutor(BatchExecutor):
+    __doc__ = BatchExecutor.__doc__
 
-    Its jobs end with the process, and no new job is queued for them.
-
-    Parameters
-    ----------
-    max_workers
-        How many jobs of this executor may run at the same time; None: as many as the allocation
-        has CPUs and GPUs for.
-    max_cores
-        On how many CPUs they may run together; None: on all of the allocation.
-    cache_directory
-        Where results are kept. None: nowhere, and every call runs. The results are then in a
-        folder of this executor's own, which is removed when it is shut down: a temporary one where
-        the allocation is this node alone, else one in the working directory, or in the home
-        directory, whichever the nodes share.
-    resource_dict, **options
-        As for the other executors.
-
-    Raises
-    ------
-    BackendUnavailableError
-        This process runs in no allocation.
-    ConfigurationError, CacheError
-        As for the other executors; or no cache directory is given and no folder is known that all
-        nodes see.
-    """
-
-    def __init__(
-        self,
-        max_workers: int | None = None,
-        *,
-        cache_directory: str | Path | None = None,
-        resource_dict: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        self._private = None
-        if cache_directory is None:
-            place = shared_place() if spans_machines(self.backend) else None
-            self._private = PrivateCache(place)
-            cache_directory = self._private.path
-            resource_dict = {"cache": False, **(resource_dict or {})}
-        try:
-            super().__init__(
-                max_workers,
-                cache_directory=cache_directory,
-                resource_dict=resource_dict,
-                **options,
-            )
-        except BaseException:
-            if self._private is not None:
-                self._private.remove()
-            raise
-        if self._private is not None:
-            self._session.engine.ended = self._private.remove
-
-    def submit(  # type: ignore[override]
-        self,
-        fn: Any,
-        /,
-        *args: Any,
-        resource_dict: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> BatchFuture:
-        """Hand in a call; see :meth:`BatchExecutor.submit`."""
-        future = super().submit(fn, *args, resource_dict=resource_dict, **kwargs)
-        if self._private is not None:
-            self._private.serve([future])
-        return future
-
-    def compute(self, *collections: Any, **kwargs: Any) -> Any:
-        """Hand in Dask collections and return at once; see :meth:`BatchExecutor.compute`."""
-        futures = super().compute(*collections, **kwargs)
-        if self._private is not None:
-            self._private.serve(futures if isinstance(futures, list) else [futures])
-        return futures
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; see :meth:`BatchExecutor.shutdown`.
-
-        What ``wait=False`` leaves running goes on while this process lives; at its end it is waited
-        for, as the standard library does.
-        """
-        super().shutdown(wait, cancel_futures=cancel_futures)
-        if wait and self._private is not None:
-            self._private.remove()
-
-
-class SlurmJobExecutor(JobExecutor):
-    __doc__ = JobExecutor.__doc__
-
-    backend: ClassVar[str] = "slurm-step"
-
-
-class FluxJobExecutor(JobExecutor):
-    __doc__ = JobExecutor.__doc__
-
-    backend: ClassVar[str] = "flux-step"
+    backend: ClassVar[str] = "flux"

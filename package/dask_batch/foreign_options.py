@@ -10,14 +10,18 @@ from dask_batch.errors import ConfigurationError
 __all__ = ["without_foreign"]
 
 _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
-    "disable_dependencies": ((None, False), "futures among the arguments are dependencies"),
-    "export_workflow_filename": ((None,), "the graph is not exported in this version"),
-    "log_obj_size": ((None, False), "sizes are not logged"),
-    "plot_dependency_graph": ((None, False), "the graph is not plotted in this version"),
-    "plot_dependency_graph_filename": ((None,), "the graph is not plotted in this version"),
+    "export_workflow_filename": ((None,), "an executor exports the calls of its submit"),
+    "flux_executor": ((None,), "set FLUX_URI to the instance that the jobs are to go to"),
+    "flux_executor_nesting": (
+        (None, False),
+        "open a FluxJobExecutor in the function, for what it hands in itself",
+    ),
+    # Every job has its logs: future.stdout() and future.stderr().
+    "flux_log_files": ((None, False, True), "it must be True or False"),
+    "plot_dependency_graph": ((None, False), "dask.visualize draws a graph"),
+    "plot_dependency_graph_filename": ((None,), "dask.visualize draws a graph"),
     "pysqa_config_directory": ((None,), "use resource_dict={'submission_template': ...}"),
-    "refresh_rate": ((None, 0.01), "use shortest_poll_s and longest_poll_s"),
-    "wait": ((None, True), "use shutdown(wait=False)"),
+    "wait": ((None, True), "executor.compute returns at once, and shutdown(wait=False) leaves"),
 }
 """For each the values that ask for nothing, and what to say to any other."""
 

@@ -11,7 +11,7 @@ import concurrent.futures
 import os
 from pathlib import Path
 from types import FunctionType, NoneType
-from typing import Any
+from typing import Any, TypeAlias
 
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
@@ -19,13 +19,17 @@ from dask_batch.code.pickling import Pickled
 from dask_batch.future import BatchFuture
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.keys import Referenced
+from dask_batch.items import whole_of
 from dask_batch.spec import Build, Call, Let, Ref, Step
 
-__all__ = ["LARGE_BYTES", "NotYet", "Outside", "ParentFailed"]
+__all__ = ["LARGE_BYTES", "Barred", "NotYet", "Outside", "ParentFailed"]
 
 LARGE_BYTES = 1 << 20
 """An array or a string of bytes at least this large becomes an entry of its own."""
 
+
+_Reference: TypeAlias = tuple[str, str] | tuple[str, str, tuple[Any, ...]]
+"""A result, or an item of one: ``("result", key)``, ``("item", key, way to the item)``."""
 
 _INSIDE = frozenset(
     {NoneType, bool, int, float, str, tuple, list, dict, set, frozenset, type, FunctionType}
@@ -54,6 +58,14 @@ class ParentFailed(BaseException):
         self.error = error
 
 
+class Barred(BaseException):
+    """There is a future in the arguments, and there may be none."""
+
+    def __init__(self, future: concurrent.futures.Future[Any]) -> None:
+        super().__init__(future)
+        self.future = future
+
+
 class Outside:
     """Finds what stays outside, while tasks are hashed and then pickled.
 
@@ -61,11 +73,21 @@ class Outside:
     ----------
     cache
         Where results and large arguments are.
+    dependencies
+        Whether there may be futures.
+
+    Attributes
+    ----------
+    argument_bytes : int
+        How large the arguments were that became entries.
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, *, dependencies: bool = True) -> None:
         self.cache = cache
-        self._keys: dict[int, tuple[Any, str]] = {}  # by id; the object is kept, so ids stay true
+        self.argument_bytes = 0
+        self._dependencies = dependencies
+        # What stands for an object in a pickle: by id; the object is kept, so ids stay true.
+        self._references: dict[int, tuple[Any, _Reference]] = {}
         self._referenced: set[str] = set()
 
     # ---- while hashing -----------------------------------------------------------------------
@@ -75,25 +97,37 @@ class Outside:
 
         Raises
         ------
-        NotYet, ParentFailed
+        NotYet, ParentFailed, Barred
             About a future.
         """
         if not isinstance(value, concurrent.futures.Future):
             return None
-        if isinstance(value, BatchFuture) and value.key and value.cache is not None:
-            return self._our_own(value, value.cache)
+        if not self._dependencies:
+            raise Barred(value)
+        whole, way = whole_of(value)
+        if isinstance(whole, BatchFuture) and whole.key and whole.cache is not None:
+            self._our_own(whole, whole.cache)
+            if way:
+                return self._item(value, whole, way)
+            self._references[id(value)] = (value, ("result", whole.key))
+            return Referenced(whole.key, whole.ephemeral)
         key = self._entry(_outcome(value))
-        self._keys[id(value)] = (value, key)
+        self._references[id(value)] = (value, ("result", key))
         return Referenced(key)
 
-    def _our_own(self, future: BatchFuture, home: Cache) -> Referenced:
+    def _our_own(self, future: BatchFuture, home: Cache) -> None:
         """Take a future of a task by its key, whether it has ended or not."""
         if future.done():
             _check(future)
         if home.path != self.cache.path and not self.cache.present((future.key,)):
             self.cache.publish(future.key, _outcome(future), home.attributes(future.key))
-        self._keys[id(future)] = (future, future.key)
-        return Referenced(future.key, future.ephemeral)
+
+    def _item(self, value: Any, whole: BatchFuture, way: tuple[Any, ...]) -> Referenced:
+        """Take an item of a task's result by the key of the task and the way to the item."""
+        content = ContentHasher().content(way)
+        self._references[id(value)] = (value, ("item", whole.key, way))
+        key = ContentHasher.mix("item", whole.key, content.digest).hex()
+        return Referenced(key, whole.ephemeral or bool(content.problems))
 
     # ---- while pickling ----------------------------------------------------------------------
 
@@ -103,17 +137,20 @@ class Outside:
         """Pickle; return the bytes, and the keys of the entries that they refer to."""
         self._referenced = set()
 
-        def persistent_id(part: Any) -> tuple[str, str] | None:
+        def persistent_id(part: Any) -> _Reference | None:
             if type(part) in _INSIDE:
                 return None
-            known = self._keys.get(id(part))
+            known = self._references.get(id(part))
             if known is None:
-                if _plain_size(part) < LARGE_BYTES:
+                size = _plain_size(part)
+                if size < LARGE_BYTES:
                     return None
-                known = part, self._entry(part, hasher)
-                self._keys[id(part)] = known
-            self._referenced.add(known[1])
-            return "result", known[1]
+                known = part, ("result", self._entry(part, hasher))
+                self._references[id(part)] = known
+                self.argument_bytes += size
+            reference = known[1]
+            self._referenced.add(reference[1])
+            return reference
 
         pickled = pickling.dumps(value, persistent_id=persistent_id, where=where)
         # The buffers are views of the caller's memory, which the caller may change from now on.

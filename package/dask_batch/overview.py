@@ -102,21 +102,29 @@ class Overview:
         log = self.claims.log(run.id)
         claims = self._claims(run)
         counts = dict.fromkeys(("finished", "failed", "running", "waiting", "unknown"), 0)
-        open_claims: list[Claim] = []
-        ends = self._ends(run, claims)
-        for _, key in run.jobs:
-            if ends[key] is None and key in claims:
-                open_claims.append(claims[key][-1])
-            else:
-                counts[ends[key] or "unknown"] += 1
-        states = self._states(run, [log.ids.get(claim.job_name, "") for claim in open_claims])
-        for claim in open_claims:
-            state = states.get(log.ids.get(claim.job_name, ""))
-            counts["waiting" if self._is_to_come(claim, log, state) else _counted(state)] += 1
+        for stage in self._stages(run, claims, log).values():
+            counts[stage] += 1
         return RunStatus(
             run.id, run.backend, run.owner.host, run.created, **counts, job_ids=dict(log.ids),
             repeated=sum(len(attempts_of) - 1 for attempts_of in claims.values()),
         )  # fmt: skip
+
+    def stages(self, run: Run) -> dict[str, str]:
+        """Return of each key of a run what has become of it: a word of :class:`RunStatus`."""
+        return self._stages(run, self._claims(run), self.claims.log(run.id))
+
+    def _stages(self, run: Run, claims: Mapping[str, list[Claim]], log: RunLog) -> dict[str, str]:
+        ends = self._ends(run, claims)
+        stages = {key: end or "unknown" for key, end in ends.items()}
+        open_claims = [
+            claims[key][-1] for key, end in ends.items() if end is None and key in claims
+        ]
+        states = self._states(run, [log.ids.get(claim.job_name, "") for claim in open_claims])
+        for claim in open_claims:
+            state = states.get(log.ids.get(claim.job_name, ""))
+            to_come = self._is_to_come(claim, log, state)
+            stages[claim.key] = "waiting" if to_come else _counted(state)
+        return stages
 
     def _is_to_come(self, claim: Claim, log: RunLog, state: JobState | None) -> bool:
         """Whether a job is to be handed over, or run again, by the run's client or steward."""

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from dask.utils import key_split
 
+from dask_batch.backends.slurm.options import gpu_option
 from dask_batch.code.pickling import Pickled
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.keys import Keyed
@@ -128,6 +129,7 @@ def ranks_of(normal: Mapping[str, Any]) -> dict[str, Any] | None:
         "count": normal["cores"],
         "cpus": normal["threads_per_core"],
         "gpus": normal["gpus_per_core"] or 0,
+        "gpu_option": gpu_option(normal),
         "nodes": normal["num_nodes"],
         "exclusive": bool(normal["exclusive"]),
         "pmi_mode": normal["pmi_mode"],

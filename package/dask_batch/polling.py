@@ -110,7 +110,8 @@ class Rhythm:
     """How long to rest between two looks at the store: pure, but for what it remembers.
 
     The more a look costs, and the longer nothing has changed, the rarer it is: what is young and
-    small is told at once, and a thousand jobs that wait overnight cost next to nothing.
+    small is told at once, and a thousand jobs that wait overnight cost next to nothing. Who asks
+    for a fixed time gets it.
     """
 
     FIRST_S = 0.02
@@ -123,9 +124,10 @@ class Rhythm:
     LONGEST_REST_S = 10.0
     """What a file system that hangs, or a command that does, cannot lengthen the rest beyond."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, fixed_s: float | None = None) -> None:
         self._changed_at = now
-        self.look_s = self.FIRST_S
+        self._fixed_s = fixed_s
+        self.look_s = fixed_s or self.FIRST_S
         """How long to wait for news before the next look."""
         self.not_before = 0.0
         """Until when not to look, whatever the news."""
@@ -133,7 +135,7 @@ class Rhythm:
     def changed(self, now: float) -> None:
         """Look often again."""
         self._changed_at = now
-        self.look_s = self.FIRST_S
+        self.look_s = self._fixed_s or self.FIRST_S
 
     def hasten(self, now: float) -> None:
         """Look at once: something has come in."""
@@ -150,6 +152,9 @@ class Rhythm:
         soon
             Whether something is known to come within moments.
         """
+        if self._fixed_s is not None:
+            self.not_before = ended + self._fixed_s
+            return
         quiet_s = ended - self._changed_at
         share = self.YOUNG_SHARE * min(1.0, self.QUIET_AFTER_S / max(quiet_s, 1e-9))
         rest_s = min((ended - began) / max(share, self.QUIET_SHARE), self.LONGEST_REST_S)

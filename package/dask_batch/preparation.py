@@ -6,6 +6,7 @@ mutated afterwards changes neither. A prepared job holds no reference to the cal
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from dask_batch.packing import CALL, Pack, PreparedJob, function_name, name_of
 from dask_batch.spec import Call, Task, references
 from dask_batch.surroundings import Surroundings
 
-__all__ = ["PreparedGraph", "PreparedJob", "Preparer", "name_of"]
+__all__ = ["PreparedGraph", "PreparedJob", "Preparer", "call_resources", "name_of"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +91,10 @@ class Preparer:
         SerializationError
             Something in it cannot be pickled.
         """
-        normal = self.call_resources(asked)
+        normal = call_resources(asked)
         said = {**asked, "ranks": normal["cores"]}  # what cores are at an executor
         task = Task(CALL, Call(function, args, kwargs), self.annotations(said))
-        outside = Outside(self.cache)
+        outside = self._outside()
         keys = self._keys(outside)
         keyed = keys.of({CALL: task}, [CALL])
         _warn_uncacheable([task], keyed)
@@ -103,16 +106,14 @@ class Preparer:
         elif hits.among((keyed[CALL].key,)):
             hits.warn_outdated({CALL: task}, keyed)
         pack = Pack(outside, keys.hasher, keyed, surroundings)
-        return pack.job([task], normal, self._retry([options]), wanted=True)
+        job = pack.job([task], normal, self._retry([options]), wanted=True)
+        self._tell_size(f"the call of {job.function}", [job], outside)
+        return job
 
     def annotations(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is said of a task by those who ask for it."""
         said: dict[str, Any] = {"resources": asked}
         return {**said, "init_function": self.initial} if self.initial else said
-
-    def call_resources(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Check the resources of a call, and bring them to normal form."""
-        return resources.for_executor_call(asked, template_variables=_variables(asked))
 
     # ---- a graph -----------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ class Preparer:
         ResourceError, SerializationError, TooManyJobsError
             Before anything is submitted.
         """
-        outside = Outside(self.cache)
+        outside = self._outside()
         keys = self._keys(outside)
         keyed = keys.of(graph.tasks, graph.required)
         _warn_uncacheable(graph.tasks.values(), keyed)
@@ -170,8 +171,18 @@ class Preparer:
             normal = resources.chain_resources([needs.of(task) for task in tasks])
             retry = self._retry([needs.options(task) for task in tasks])
             jobs.append(pack.job(tasks, normal, retry, wanted=job.key in wanted))
+        self._tell_size(f"a graph of {len(graph.tasks)} tasks", jobs, outside)
         running = sum(len(job.names) for job in planned)
         return PreparedGraph(tuple(jobs), by_name, len(graph.tasks) - running)
+
+    def _outside(self) -> Outside:
+        return Outside(self.cache, dependencies=not self.options.disable_dependencies)
+
+    def _tell_size(self, what: str, jobs: Sequence[PreparedJob], outside: Outside) -> None:
+        """Say how much there is to write, for who asked for that; a warning, so that it is seen."""
+        if self.options.log_obj_size:
+            pickled = sum(job.payload.nbytes for job in jobs)
+            logger.warning("%s is %d bytes pickled", what, pickled + outside.argument_bytes)
 
     def _name(self, options: resources.TaskOptions, key: str) -> None:
         """Give an entry the name that the user wants for it."""
@@ -226,6 +237,11 @@ class _Needs:
         if known not in self._options:
             self._options[known] = resources.task_options(said)
         return self._options[known]
+
+
+def call_resources(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the resources of a call, and bring them to normal form."""
+    return resources.for_executor_call(asked, template_variables=_variables(asked))
 
 
 def said_resources(annotations: Mapping[str, Any]) -> dict[str, Any]:

@@ -210,6 +210,11 @@ def for_dask_task(
         As :func:`check_resources`.
     """
     checked = check_resources(mapping, template_variables=template_variables)
+    if checked.get("cache_directory") is not None:
+        raise ResourceError(
+            f"resource 'cache_directory' ({checked['cache_directory']}): the tasks of a graph are "
+            "in one cache; it is an option of the executor, or of cluster_get"
+        )
     cpus = (checked.get("cores") or 1) * (checked.get("threads_per_core") or 1)
     return _normal_form(checked, ranks=checked.get("ranks") or 1, cpus=cpus)
 

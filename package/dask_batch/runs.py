@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dask_batch.cache.store import Cache
+from dask_batch.cached import CacheEntry, Calls, result_entry
 from dask_batch.config import resolve
 from dask_batch.errors import ConfigurationError, MissingEntryError
 from dask_batch.overview import Overview, RunStatus
 
 __all__ = ["CacheEntry", "RunStatus", "cancel", "explain", "get_cache_data", "status"]
 
-
-class CacheEntry(Mapping[str, Any]):
-    """What the cache knows of one result; the value itself is read when it is asked for.
-
-    Keys
-    ----
-    key, function, name, filename, queue_id, resource_dict, runtime, host, output
-        The content key; the function's name; Dask's key as text; the file with the result; the
-        job's id at the batch system; what it had asked for; how long the function took, in
-        seconds; where it ran; and the value.
-    """
-
-    def __init__(self, cache: Cache, key: str) -> None:
-        self._cache = cache
-        attributes = cache.attributes(key)
-        self._known = {
-            "key": key,
-            "function": attributes.get("function", ""),
-            "name": attributes.get("name", ""),
-            "filename": str(cache.path_of(key)),
-            "queue_id": attributes.get("job_id"),
-            "resource_dict": dict(attributes.get("resources") or {}),
-            "runtime": attributes.get("runtime"),
-            "host": attributes.get("host"),
-        }
-
-    def __getitem__(self, name: str) -> Any:
-        if name == "output":
-            return self._cache.load(self._known["key"])
-        return self._known[name]
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._known
-        yield "output"
-
-    def __len__(self) -> int:
-        return len(self._known) + 1
-
-    def __repr__(self) -> str:
-        return f"<CacheEntry {self._known['function']} {self._known['key'][:12]}>"
+logger = logging.getLogger(__name__)
 
 
 def get_cache_data(cache_directory: str | Path) -> list[CacheEntry]:
@@ -66,21 +30,29 @@ def get_cache_data(cache_directory: str | Path) -> list[CacheEntry]:
     Returns
     -------
     list of CacheEntry
-        In the order of their keys. Values are not read before they are asked for.
+        In the order of their keys. Values are not read before they are asked for. What has failed
+        or is under way has no result: see :func:`dask_batch.get_cache_data_queue`.
 
     Examples
     --------
     >>> for entry in get_cache_data("cache"):  # doctest: +SKIP
     ...     print(entry["function"], entry["queue_id"], entry["runtime"])
     """
+    if not os.path.lexists(cache_directory):
+        logger.warning(
+            "there is no cache directory %s, so there are no results in it", cache_directory
+        )
+        return []
     cache = Cache(cache_directory, create=False)
+    calls = Calls(cache)
     entries = []
     for key in sorted(cache.keys()):
         try:
-            if cache.attributes(key).get("kind") == "result":
-                entries.append(CacheEntry(cache, key))
+            entry = result_entry(cache, key, calls)
         except MissingEntryError:
             continue  # set aside by another process since the listing
+        if entry is not None:
+            entries.append(entry)
     return entries
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
-from dask_batch.backends.base import Backend, Job
+from dask_batch.backends.base import Backend, Job, tells_at_once
 from dask_batch.backends.reach import ends_with_client
+from dask_batch.backends.within.extent import spans_machines
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
@@ -26,8 +27,8 @@ from dask_batch.graph.dask_spec import ingest
 from dask_batch.graph.writers import let_go
 from dask_batch.graphrun import GraphRun
 from dask_batch.handover import HandOver
-from dask_batch.outside import NotYet, ParentFailed
-from dask_batch.preparation import Preparer, name_of
+from dask_batch.outside import Barred, NotYet, ParentFailed
+from dask_batch.preparation import Preparer, call_resources, name_of
 from dask_batch.request import Request
 from dask_batch.standing import Standings
 from dask_batch.surroundings import Surroundings
@@ -51,7 +52,7 @@ def open_session(options: Options) -> Session:
     if options.block_allocation:
         return _with_workers(cache, options)
     backend = open_backend(options.backend, options.setup)
-    if backend.shared:
+    if backend.shared or spans_machines(options.backend):
         _warn_of_local_files(cache.path)
     return Session(cache, backend, options)
 
@@ -119,13 +120,9 @@ class Session:
         Raises
         ------
         ConfigurationError
-            There are no workers, or it is no number of workers.
+            It is no number of workers.
         """
-        if self.workers is None:
-            raise ConfigurationError(
-                "max_workers can be changed only where there are workers that stay: "
-                "block_allocation=True"
-            )
+        assert self.workers is not None, "who has none is not asked to have more"
         try:
             self.workers.resize(resource_values.count(number))
         except ValueError as error:
@@ -186,6 +183,8 @@ class Session:
             self.deferred.after(not_yet.future, again)
         except ParentFailed as failed:
             future._fail(_failed_parent(failed, name_of(function)))
+        except Barred as barred:
+            future._fail(_barred(barred, name_of(function)))
         except Exception as error:
             future._fail(error)
 
@@ -195,7 +194,7 @@ class Session:
 
     def _check(self, asked: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Check resources and template, once for all calls that ask for the same."""
-        normal = self._preparer.call_resources(asked)
+        normal = call_resources(asked)
         known = repr(sorted(normal.items(), key=str))
         if known not in self._checked:
             self.backend.check([self._job(normal, name)])
@@ -266,6 +265,8 @@ class Session:
             raise SerializationError(
                 f"the graph holds {failed.future!r}, which has no value"
             ) from failed.error
+        except Barred as barred:
+            raise _barred(barred, "the graph") from None
         self.backend.check(self._examples(prepared.jobs))
         return GraphRun(self.engine, graph, prepared, callbacks=callbacks)
 
@@ -313,17 +314,28 @@ def _failed_parent(failed: ParentFailed, function: str) -> BaseException:
 
 def _elsewhere(options: Options) -> bool:
     """Whether jobs run on machines that may see files later than this one."""
-    return options.backend.partition("@")[0] in _ELSEWHERE
+    return options.backend.partition("@")[0] in _ELSEWHERE or spans_machines(options.backend)
+
+
+def _barred(barred: Barred, where: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"among the arguments of {where} is a {type(barred.future).__name__}, and with "
+        "disable_dependencies=True there may be no futures: pass its result(), or leave "
+        "dependencies on"
+    )
 
 
 def _pace(backend: Backend, options: Options) -> Pace:
     """Return how often to ask: politely where others ask the same batch system."""
     if not (backend.shared or _elsewhere(options)):
-        return Pace(0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0)
-    prompt = not backend.shared
+        return Pace(
+            0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0, fixed_look_s=options.refresh_rate
+        )
+    prompt = not backend.shared or tells_at_once(backend)
     return Pace(
         0.0 if prompt else options.shortest_poll_s,
         0.0 if prompt else options.longest_poll_s,
         output_grace_s=options.output_grace_s,
         failure_grace_s=options.failure_grace_s,
+        fixed_look_s=options.refresh_rate,
     )

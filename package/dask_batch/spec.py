@@ -11,7 +11,7 @@ else, which is a literal and stands for itself.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,6 +24,7 @@ __all__ = [
     "Step",
     "Task",
     "evaluate",
+    "item",
     "references",
 ]
 
@@ -201,3 +202,24 @@ def evaluate(expression: Expression, values: Mapping[Hashable, Any]) -> Any:
             scope[name] = evaluate(bound, scope)
         return evaluate(expression.result, scope)
     return expression
+
+
+def item(value: Any, way: Iterable[Any]) -> Any:
+    """Take an item of a result, an item of that, and so on; None has nothing but None in it.
+
+    Parameters
+    ----------
+    value
+        A tuple, a list, a dictionary: whatever can be asked for an item.
+    way
+        Indices and keys, the outermost first.
+    """
+    for selector in way:
+        if value is None:
+            return None
+        try:
+            value = value[selector]
+        except (LookupError, TypeError) as error:
+            error.add_note(f"asked for item {selector!r} of a {type(value).__qualname__}")
+            raise
+    return value

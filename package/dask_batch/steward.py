@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from dask_batch.backends.base import Backend
+from dask_batch.backends.base import Backend, tells_at_once
 from dask_batch.backends.registry import open_backend
 from dask_batch.cache.claims import Claims, Run, RunLog
 from dask_batch.cache.definitions import read_definition
@@ -206,9 +206,10 @@ class Steward:
 def _pace(backend: Backend, common: Mapping[str, Any]) -> Pace:
     if not backend.shared:
         return Pace(0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0, lease_s=_LEASE_S)
+    prompt = tells_at_once(backend)
     return Pace(
-        2.0,
-        10.0,
+        0.0 if prompt else 2.0,
+        0.0 if prompt else 10.0,
         output_grace_s=float(common.get("output_grace_s", 30.0)),
         failure_grace_s=float(common.get("failure_grace_s", 5.0)),
         lease_s=_LEASE_S,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from dask_batch.attending import Attending
-from dask_batch.backends.base import Backend, JobState
+from dask_batch.backends.base import Backend, JobState, tells_at_once
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.followers import Followers
@@ -92,7 +92,7 @@ class Watch:
         self._pace = pace
         self._sighting = Sighting(cache)
         self._polling = Polling(backend, pace)
-        self._rhythm = Rhythm(time.monotonic())
+        self._rhythm = Rhythm(time.monotonic(), pace.fixed_look_s)
         self._next_scan = 0.0
         history = History(cache, standings.claims)
         self.ghosts = Ghosts(history, backend)
@@ -238,11 +238,11 @@ class Watch:
         """
         awake = [key for key, entry in self.entries.items() if entry.quiet_until <= now]
         if now >= self._next_scan:
-            rest_s = self._pace.longest_poll_s if self.backend.shared else self.look_s
+            rest_s = self.look_s if tells_at_once(self.backend) else self._pace.longest_poll_s
             self._next_scan = now + max(rest_s, _FULL_SCAN_S)
             return awake
         entries = self.entries
-        if not self.backend.shared:
+        if tells_at_once(self.backend):
             return [key for key in awake if entries[key].over]
         return [key for key in awake if entries[key].over or not self._parents(entries[key])]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 from dask_batch.backends.reach import Reach, reach_of
+from dask_batch.backends.within.place import is_over
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.run import Run
 
@@ -29,5 +30,11 @@ def sight_of(run: Run) -> Sight:
     if reach is Reach.HOST:
         return Sight.SEEN if run.owner.host == here.host else Sight.HIDDEN
     if reach is Reach.CLIENT and run.owner != here:
-        return Sight.GONE if run.owner.alive() is False else Sight.HIDDEN
+        return Sight.GONE if _is_gone(run) else Sight.HIDDEN
     return Sight.SEEN
+
+
+def _is_gone(run: Run) -> bool:
+    """Whether a client is known to have ended: by its machine, or with the job that it was in."""
+    alive = run.owner.alive()
+    return alive is False or (alive is None and bool(is_over(run.place)))

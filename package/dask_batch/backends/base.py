@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Backend", "Job", "JobState", "JobStatus"]
+__all__ = ["Backend", "Job", "JobState", "JobStatus", "tells_at_once"]
 
 
 class JobState(enum.Enum):
@@ -115,6 +115,8 @@ class Backend(Protocol):
     shared: bool
     """Whether others ask the same batch system, so that it must be asked politely."""
 
+    # ``prompt``, where a backend has it: see :func:`tells_at_once`.
+
     default_max_jobs: int | None
     """The bound of ``max_jobs`` when the user gave none."""
 
@@ -206,3 +208,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of connections. Jobs go on."""
+
+
+def tells_at_once(backend: Backend) -> bool:
+    """Whether a backend is told at once what becomes of jobs, so that asking it costs nothing.
+
+    One that is not shared is. A shared one says so by an attribute ``prompt``.
+    """
+    return bool(getattr(backend, "prompt", not backend.shared))

@@ -12,7 +12,7 @@ from typing import Final
 
 from dask_batch.backends.base import Backend
 from dask_batch.backends.gpus import Declared
-from dask_batch.errors import BackendUnavailableError, ConfigurationError
+from dask_batch.errors import ConfigurationError
 
 __all__ = ["NOTHING_SAID", "Setup", "choose_backend", "open_backend"]
 
@@ -29,11 +29,14 @@ class Setup:
         How many of the jobs handed to it may run at a time, and on how many CPUs together.
     local_gpus
         What is declared of this machine's GPUs, for backends that run jobs on it.
+    flux_uri
+        Which Flux instance it is, as ``FLUX_URI`` has it; None: the enclosing one.
     """
 
     max_workers: int | None = None
     max_cores: int | None = None
     local_gpus: Declared | None = None
+    flux_uri: str | None = None
 
     def refuse(self, remedy: str, *names: str) -> None:
         """Refuse options that a backend cannot meet.
@@ -58,6 +61,7 @@ def _local(setup: Setup) -> Backend:
     from dask_batch.backends.local.backend import LocalBackend
 
     setup.refuse("the local queue counts jobs: use max_workers", "max_cores")
+    setup.refuse(_NO_FLUX, "flux_uri")
     return LocalBackend(max_workers=setup.max_workers, gpus=setup.local_gpus)
 
 
@@ -65,6 +69,7 @@ def _slurm(setup: Setup) -> Backend:
     from dask_batch.backends.slurm.backend import SlurmBackend
 
     setup.refuse(_CLUSTER, "max_workers", "max_cores")
+    setup.refuse(_NO_FLUX, "flux_uri")
     return SlurmBackend()
 
 
@@ -72,6 +77,7 @@ def _slurm_step(setup: Setup) -> Backend:
     from dask_batch.backends.within.backend import WithinBackend
     from dask_batch.backends.within.steps import NAME, StepLauncher
 
+    setup.refuse(_NO_FLUX, "flux_uri")
     return WithinBackend(
         StepLauncher.here(), name=NAME, max_workers=setup.max_workers, max_cores=setup.max_cores
     )
@@ -81,18 +87,29 @@ def _flux_step(setup: Setup) -> Backend:
     from dask_batch.backends.within.backend import WithinBackend
     from dask_batch.backends.within.fluxrun import NAME, FluxRunLauncher
 
+    setup.refuse("jobs go to the instance that this process is in: set FLUX_URI", "flux_uri")
     return WithinBackend(
         FluxRunLauncher.here(), name=NAME, max_workers=setup.max_workers, max_cores=setup.max_cores
     )
 
 
+def _flux(setup: Setup, name: str = "flux") -> Backend:
+    from dask_batch.backends.flux.backend import open_flux
+
+    setup.refuse(_CLUSTER, "max_workers", "max_cores")
+    return open_flux(name, setup.flux_uri)
+
+
+_NO_FLUX: Final = "it names a Flux instance: use FluxClusterExecutor, or backend='flux'"
 _BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {
     "local": _local,
     "slurm": _slurm,
+    "flux": _flux,
     "slurm-step": _slurm_step,
     "flux-step": _flux_step,
 }
-_LATER: Final = ("flux",)
+_ONE_FLUX: Final = "flux@"
+"""Begins the names of backends that say which instance they are: see :mod:`.flux.places`."""
 _said: set[str] = set()
 NOTHING_SAID: Final = Setup()
 
@@ -103,23 +120,17 @@ def choose_backend(name: str | None = None) -> str:
     Parameters
     ----------
     name
-        What was asked for; None: Slurm where ``sbatch`` is on the path, else the local queue.
+        What was asked for; None: Flux where ``FLUX_URI`` is set, Slurm where ``sbatch`` is on the
+        path, else the local queue.
 
     Raises
     ------
     ConfigurationError
         There is no backend of that name.
-    BackendUnavailableError
-        There will be one, but not in this version.
     """
     if name is None:
         return _choice()
-    if name in _LATER:
-        raise BackendUnavailableError(
-            f"the backend {name!r} is not in this version of dask-batch; use "
-            f"{' or '.join(map(repr, _BACKENDS))}"
-        )
-    if name not in _BACKENDS:
+    if name not in _BACKENDS and not str(name).startswith(_ONE_FLUX):
         nearest = get_close_matches(str(name), _BACKENDS, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigurationError(
@@ -130,9 +141,11 @@ def choose_backend(name: str | None = None) -> str:
 
 def _choice() -> str:
     if os.environ.get("FLUX_URI"):
-        _say("FLUX_URI is set, but the Flux backend is not in this version: looking further")
-    name = "slurm" if shutil.which("sbatch") else "local"
-    reason = "sbatch is on the path" if name == "slurm" else "no batch system was found"
+        name, reason = "flux", "FLUX_URI is set"
+    elif shutil.which("sbatch"):
+        name, reason = "slurm", "sbatch is on the path"
+    else:
+        name, reason = "local", "no batch system was found"
     _say(f"backend {name!r}, since {reason} (to choose another: backend=, or batch.backend)")
     return name
 
@@ -158,4 +171,6 @@ def open_backend(name: str, setup: Setup = NOTHING_SAID) -> Backend:
     ConfigurationError, BackendUnavailableError
         As :func:`choose_backend`; or its batch system is not on this machine.
     """
+    if name.startswith(_ONE_FLUX):
+        return _flux(setup, name)
     return _BACKENDS[choose_backend(name)](setup)

@@ -21,6 +21,8 @@ class Run:
     created: float
     jobs: tuple[tuple[str, str], ...]
     """Of each job its unique name and its task's key; the position is the job's index."""
+    place: str = ""
+    """Of a run whose jobs end with their client: the job of a batch system that it is in."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Run:
@@ -31,4 +33,5 @@ class Run:
             backend=record["backend"],
             created=record["created"],
             jobs=tuple((name, key) for name, key in record["jobs"]),
+            place=record.get("place", ""),
         )

@@ -57,6 +57,11 @@ class Pickled:
     data: bytes
     buffers: tuple[memoryview, ...] = ()
 
+    @property
+    def nbytes(self) -> int:
+        """The size of both, in bytes."""
+        return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
+
 
 def dumps(
     obj: Any, *, persistent_id: PersistentId | None = None, where: str = "the object"

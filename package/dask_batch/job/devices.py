@@ -53,11 +53,11 @@ def listed(value: str) -> tuple[str, ...]:
     >>> listed("0, 2"), listed("GPU-1f2e"), listed(""), listed("1,-1,3")
     (('0', '2'), ('GPU-1f2e',), (), ('1',))
     """
-    devices: list[str] = []
+    devices: dict[str, None] = {}
     for word in map(str.strip, value.split(",")):
         if not word or word in _NONE:
             break
-        devices.append(word)
+        devices[word] = None
     return tuple(devices)
 
 

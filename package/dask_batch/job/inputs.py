@@ -10,6 +10,7 @@ from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
 from dask_batch.job import checks
 from dask_batch.job.endings import EndedError
+from dask_batch.spec import item
 
 __all__ = ["Inputs"]
 
@@ -89,10 +90,11 @@ class Inputs:
             time.sleep(_POLL_S)
 
     def referenced(self, reference: Any) -> Any:
-        """Resolve what a definition does not hold itself: results, and large arguments."""
-        kind, key = reference
-        if kind != "result":
+        """Resolve what a definition does not hold itself: results, their items, large arguments."""
+        kind, key, *rest = reference
+        if kind not in ("result", "item"):
             raise CacheError(f"an unknown reference in a task definition: {kind!r}")
         if key not in self._referenced:
             self._referenced[key] = self.load(key)
-        return self._referenced[key]
+        whole = self._referenced[key]
+        return item(whole, rest[0]) if kind == "item" else whole

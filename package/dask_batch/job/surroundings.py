@@ -39,7 +39,9 @@ def job_id() -> str:
     given = os.environ.get(JOB_VARIABLE)
     if given:
         return given
-    return next((os.environ[name] for name in _BACKEND_IDS if os.environ.get(name)), "")
+    told = next((os.environ[name] for name in _BACKEND_IDS if os.environ.get(name)), "")
+    # Flux's own way to write it begins with a letter that is not ASCII; it reads both.
+    return f"f{told[1:]}" if told.startswith("\u0192") else told
 
 
 def enter(surroundings: Mapping[str, Any], *, cpus: int) -> None:

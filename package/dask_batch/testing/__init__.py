@@ -5,6 +5,7 @@
 ...     subprocess.run(["sinfo"], env={**os.environ, **slurm.environment()})
 """
 
+from dask_batch.testing.fake_flux import FakeFlux
 from dask_batch.testing.slurm import Call, FakeSlurm
 
-__all__ = ["Call", "FakeSlurm"]
+__all__ = ["Call", "FakeFlux", "FakeSlurm"]

@@ -38,6 +38,7 @@ _MEANINGLESS: Final = {
     "account": "account to choose",
     "qos": "quality of service to choose",
     "constraint": "node features to choose",
+    "gpu_request": "sbatch",
     "reservation": "reservation to choose",
     "slurm_cmd_args": "srun",
     "job_extra_directives": "directives",

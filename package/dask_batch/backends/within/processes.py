@@ -20,6 +20,7 @@ _MEANINGLESS: Final = {
     "account": "accounts",
     "qos": "qualities of service",
     "constraint": "node features",
+    "gpu_request": "sbatch",
     "reservation": "reservations",
     "slurm_cmd_args": "srun",
     "job_extra_directives": "directives",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
 from dask_batch.backends.base import Job, JobState
-from dask_batch.backends.slurm.options import log_pattern, memory_mb
+from dask_batch.backends.slurm.options import gpu_option, log_pattern, memory_mb
 from dask_batch.backends.within import commands
 from dask_batch.backends.within.allocation import Allocation, this_allocation
 from dask_batch.backends.within.children import Child
@@ -160,14 +160,13 @@ class StepLauncher:
 
     def _options(self, job: Job, err: str) -> list[str]:
         wanted = job.resources
-        gpus = int(wanted.get("gpus_per_core") or 0)
         return [
             *("srun", f"--jobid={self.allocation.job_id}", f"--job-name={job.name}"),
             *("--nodes=1", "--ntasks=1", f"--cpus-per-task={wanted.get('threads_per_core') or 1}"),
             *(["--overlap"] if self.allocation.in_step else []),
             "--exact",
             f"--mem={_memory(job)}",
-            f"--gpus-per-task={gpus}" if gpus else "--gres=none",
+            gpu_option(wanted) or "--gres=none",  # else it would have all of them
             *(f"--error={log_pattern(err)}", "--open-mode=append"),
             *("--input=none", "--mpi=none"),
             *(wanted.get("slurm_cmd_args") or ()),

@@ -67,8 +67,9 @@ def launch(
     Parameters
     ----------
     asked
-        The ``ranks`` of the task's definition: ``count``, ``cpus`` and ``gpus`` of each, ``nodes``,
-        ``exclusive``, ``pmi_mode``, ``oversubscribe``.
+        The ``ranks`` of the task's definition: ``count``, ``cpus`` and ``gpus`` of each,
+        ``gpu_option`` (how Slurm is asked for these), ``nodes``, ``exclusive``, ``pmi_mode``,
+        ``oversubscribe``.
     library
         What they will use.
     environ
@@ -119,8 +120,8 @@ def _by_srun(asked: Mapping[str, Any], mode: str, *, inside: bool) -> Launch:
         "--input=none",
         "--quiet",
     ]
-    if asked["gpus"]:
-        argv.append(f"--gpus-per-task={asked['gpus']}")
+    if asked["gpu_option"]:
+        argv.append(asked["gpu_option"])
     if asked["nodes"]:
         argv.append(f"--nodes={asked['nodes']}")
     if inside:

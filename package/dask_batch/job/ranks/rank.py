@@ -59,6 +59,7 @@ def main(definition: str, index: int, folder: str) -> int:
 
 def started_mpi() -> Any:
     """Initialise MPI and return mpi4py's module."""
+    _keep_apart()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -66,6 +67,16 @@ def started_mpi() -> Any:
             "environment", f"a rank cannot use MPI: {summary(error)}", exit_code=NO_MODULE
         ) from error
     return MPI
+
+
+def _keep_apart() -> None:
+    """Keep jobs of one Flux instance out of each other's shared memory.
+
+    Open MPI 4 numbers all of them alike, and names its segments on a node by that number only.
+    """
+    folder = os.environ.get("FLUX_JOB_TMPDIR")
+    if folder:
+        os.environ.setdefault("OMPI_MCA_btl_vader_backing_directory", folder)
 
 
 def check_size(mpi: Any, order: Mapping[str, Any]) -> None:

@@ -1,0 +1,68 @@
+"""Parameters of executorlib's executors that are about the executor, and not about its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dask_batch.compat.drawing import Drawing, wanted_drawing
+from dask_batch.errors import ConfigurationError
+from dask_batch.resource_values import flag
+
+__all__ = ["Parameters"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What was said of an executor as a whole.
+
+    Attributes
+    ----------
+    wait : bool
+        Whether leaving ``with``, or a shutdown, may wait.
+    drawing : Drawing or None
+        What takes the calls instead of a batch system.
+    """
+
+    wait: bool = True
+    drawing: Drawing | None = None
+
+    @classmethod
+    def taken(cls, options: Mapping[str, Any]) -> tuple[Parameters, dict[str, Any]]:
+        """Take them out of the options of an executor; return the rest as well.
+
+        Raises
+        ------
+        ConfigurationError
+            One of them makes no sense, or there is nothing here to draw with.
+        """
+        rest = dict(options)
+        wait = _flag("wait", rest.pop("wait", None), default=True)
+        plot = _flag("plot_dependency_graph", rest.pop("plot_dependency_graph", None))
+        picture = _file(rest, "plot_dependency_graph_filename")
+        workflow = _file(rest, "export_workflow_filename")
+        return cls(wait, wanted_drawing(plot=plot, picture=picture, workflow=workflow)), rest
+
+
+def _flag(name: str, value: Any, *, default: bool = False) -> bool:
+    if value is None:
+        return default
+    try:
+        return flag(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _file(options: dict[str, Any], name: str) -> Path | None:
+    value = options.pop(name, None)
+    if value is None:
+        return None
+    try:
+        path = Path(value).expanduser().absolute()  # a later change of directory must not move it
+    except (TypeError, RuntimeError):
+        raise ConfigurationError(f"{name} must be a path, not {value!r}") from None
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{name}={str(value)!r}: there is no directory {path.parent}")
+    return path

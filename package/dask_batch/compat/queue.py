@@ -1,0 +1,116 @@
+"""A cache as a table: every task that it knows of, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from dask_batch.backends import choose_backend
+from dask_batch.cache.claims import Claim
+from dask_batch.cache.store import Cache
+from dask_batch.cached import CacheEntry, Calls
+from dask_batch.compat.lookup import failure
+from dask_batch.errors import ConfigurationError
+from dask_batch.history import History
+from dask_batch.overview import Overview
+from dask_batch.runs import get_cache_data
+
+__all__ = ["check_config_directory", "get_cache_data_queue"]
+
+_STATUS: Final = {"failed": "aborted", "waiting": "pending"}
+"""What executorlib's users know the stages as; the others have the same names."""
+
+
+def get_cache_data_queue(
+    cache_directory: str | Path,
+    queue_type: str | None = None,
+    config_directory: str | Path | None = None,
+) -> list[CacheEntry]:
+    """Return what a cache knows of every task, and how far each is.
+
+    Parameters
+    ----------
+    cache_directory
+        The cache.
+    queue_type
+        Only the tasks of this batch system: ``"slurm"``, ``"flux"``, ``"local"``; None: all. Each
+        is asked about its own tasks; results come from any.
+    config_directory
+        Has no meaning here, where the cache itself says which batch system has a task.
+
+    Returns
+    -------
+    list of CacheEntry
+        Results as in :func:`dask_batch.get_cache_data`, then what has none, each with ``status``:
+        ``"finished"``, ``"running"``, ``"pending"``, ``"aborted"`` (then ``error`` says why), or
+        ``"unknown"`` while nobody can tell.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no batch system of that name.
+    """
+    if queue_type is not None:
+        choose_backend(queue_type)
+    check_config_directory("config_directory", config_directory)
+    finished = [entry | {"status": "finished"} for entry in get_cache_data(cache_directory)]
+    if not Path(cache_directory).exists():
+        return finished
+    look = Overview(Cache(cache_directory, create=False))
+    try:
+        return [*finished, *_others(look, queue_type)]
+    finally:
+        look.close()
+
+
+def check_config_directory(name: str, value: Any) -> None:
+    """Refuse a directory that would tell of a batch system.
+
+    Raises
+    ------
+    ConfigurationError
+        One was given.
+    """
+    if value is not None:
+        raise ConfigurationError(
+            f"{name}={str(value)!r}: a cache says itself to which batch system its tasks were "
+            "handed over; leave it out"
+        )
+
+
+def _others(look: Overview, queue_type: str | None) -> Iterator[CacheEntry]:
+    """Yield what is known of tasks without a result, by run and in the order of their jobs."""
+    history, calls = History(look.cache, look.claims), Calls(look.cache)
+    for run in look.runs():
+        if queue_type not in (None, run.backend):
+            continue
+        ids = look.claims.log(run.id).ids
+        for key, stage in look.stages(run).items():
+            if stage == "finished":
+                continue
+            claim = look.claims.current(key)
+            if claim is None or claim.run.id != run.id:
+                continue  # another run has tried again since
+            yield _entry(history, calls, claim, stage, ids.get(claim.job_name))
+
+
+def _entry(
+    history: History, calls: Calls, claim: Claim, stage: str, job_id: str | None
+) -> CacheEntry:
+    attributes = history.header(claim.run, claim.key).get("attributes") or {}
+    known = {
+        "key": claim.key,
+        "function": attributes.get("function", ""),
+        "name": attributes.get("name", ""),
+        "filename": str(history.cache.path_of(claim.key)),
+        "queue_id": job_id,
+        "resource_dict": dict(attributes.get("resources") or {}),
+        "status": _STATUS.get(stage, stage),
+    }
+    unread: dict[str, Callable[[], Any]] = {}
+    if not known["name"]:
+        unread.update(calls.unread(claim.run.id, claim.key))
+    if stage == "failed":
+        unread["error"] = lambda: failure(history, claim)
+    return CacheEntry(known, unread)

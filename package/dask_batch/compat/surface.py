@@ -1,0 +1,110 @@
+"""What executors have because those of executorlib have it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import queue
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from dask_batch.compat.batches import batched
+from dask_batch.config import Options
+from dask_batch.errors import ConfigurationError
+from dask_batch.future import BatchFuture
+
+__all__ = ["FixedWorkersError", "Surface"]
+
+_OF_EACH_CALL = ("cores", "threads_per_core", "gpus_per_core", "cwd", "openmpi_oversubscribe")
+_DEFAULTS = {"cores": 1, "threads_per_core": 1, "gpus_per_core": 0, "openmpi_oversubscribe": False}
+
+
+class FixedWorkersError(ConfigurationError, NotImplementedError):
+    """The number of workers of this executor cannot be changed."""
+
+
+class Surface(concurrent.futures.Executor):
+    """The part of an executor's surface that executorlib has beyond the standard library's."""
+
+    _options: Options
+    _shut_down: bool
+    max_workers: Any
+    _calls: weakref.WeakSet[concurrent.futures.Future[Any]]
+    """The futures of the calls that have not ended."""
+
+    def _remember(self, future: BatchFuture) -> BatchFuture:
+        """Count a call among those that have not ended."""
+        if not future.done():
+            self._calls.add(future)
+            future.add_done_callback(self._calls.discard)
+        return future
+
+    def _waiting(self) -> list[concurrent.futures.Future[Any]]:
+        return [future for future in self._calls if not (future.running() or future.done())]
+
+    def batched(
+        self, iterable: Sequence[concurrent.futures.Future[Any]], n: int
+    ) -> list[BatchFuture]:
+        """Gather futures in batches, in the order in which they finish.
+
+        Parameters
+        ----------
+        iterable
+            The futures.
+        n
+            How many make a batch; the last one may be smaller.
+
+        Returns
+        -------
+        list of BatchFuture
+            One for each batch, of the list of its values. They may be arguments of further calls,
+            which are handed over when the batch is complete: this process must stay until then.
+
+        Raises
+        ------
+        ValueError
+            ``n`` is not a positive whole number.
+        TypeError
+            Something in ``iterable`` is no future.
+
+        Notes
+        -----
+        What fails comes last, and fails the batch that it is in.
+        """
+        return batched(iterable, n)
+
+    @property
+    def info(self) -> dict[str, Any] | None:
+        """What this executor was created with; None once it has been shut down."""
+        if self._shut_down:
+            return None
+        options, asked = self._options, self._options.resource_dict
+        return {
+            "backend": options.backend,
+            **{name: asked.get(name, _DEFAULTS.get(name)) for name in _OF_EACH_CALL},
+            "cache_directory": str(options.cache_directory),
+            "max_workers": self.max_workers,
+            "max_cores": options.max_cores,
+            "log_obj_size": options.log_obj_size,
+        }
+
+    @property
+    def future_queue(self) -> queue.Queue[Any] | None:
+        """The calls that wait to be run, as they stand now; None once it has been shut down.
+
+        It is a copy, of ``{"future": future}`` each: what is taken out of it or put into it
+        changes nothing. Cancel a future to take back its call.
+        """
+        if self._shut_down:
+            return None
+        copy: queue.Queue[Any] = queue.Queue()
+        for future in self._waiting():
+            copy.put({"future": future})
+        return copy
+
+    def __len__(self) -> int:
+        """Return how many calls wait to be run."""
+        return len(self._waiting())
+
+    def __bool__(self) -> bool:
+        return True

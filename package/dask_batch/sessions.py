@@ -1,0 +1,61 @@
+"""The sessions of one executor: one for each cache that its calls are kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dask_batch.config import Options
+from dask_batch.errors import ResourceError
+from dask_batch.resources import task_options
+from dask_batch.session import Session, open_session
+
+__all__ = ["Sessions"]
+
+
+class Sessions:
+    """Opens a session when a call first asks for its cache.
+
+    Parameters
+    ----------
+    options
+        The executor's; the session of their cache is open at once.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.main = open_session(options)
+        self._by_cache = {options.cache_directory: self.main}
+        self._options = options
+
+    def of(self, resource_dict: Mapping[str, Any]) -> Session:
+        """Return the session for a call with these resources.
+
+        Raises
+        ------
+        ResourceError, CacheError
+            About its ``cache_directory``.
+        """
+        directory = resource_dict.get("cache_directory")
+        if directory is None:
+            return self.main
+        path = Path(str(task_options({"cache_directory": directory}).cache_directory))
+        if path not in self._by_cache and self._options.block_allocation:
+            raise ResourceError(
+                f"cache_directory={str(path)!r}: the workers of this executor are those of its own "
+                "cache; create another executor for another one"
+            )
+        if path not in self._by_cache:
+            self._by_cache[path] = open_session(replace(self._options, cache_directory=path))
+        return self._by_cache[path]
+
+    def close(self, *, wait: bool, cancel: bool) -> None:
+        """End all as ``executor.shutdown`` says."""
+        for session in list(self._by_cache.values()):
+            session.close(wait=wait, cancel=cancel)
+
+    def let_go(self) -> None:
+        """Take nothing more; what is under way goes on."""
+        for session in self._by_cache.values():
+            session.engine.close()
