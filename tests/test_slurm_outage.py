@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from dask_batch.backends import patience
 from dask_batch.backends.base import JobState
-from dask_batch.backends.slurm import patience
 from dask_batch.errors import BackendError, QueueFullError
 from private_slurm import private_slurm
 from slurm_cluster import Cluster, until

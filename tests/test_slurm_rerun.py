@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dask_batch.backends import logs
+from dask_batch.backends import logs, patience
 from dask_batch.backends.base import JobState
-from dask_batch.backends.slurm import patience
 from dask_batch.backends.slurm.backend import SlurmBackend
 from dask_batch.errors import SubmissionError
 from private_slurm import private_slurm

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from dask_batch.backends.base import Job, JobState
+from dask_batch.backends.parallel import submit_together
+from dask_batch.backends.patience import PATIENCE_S, Waiting
 from dask_batch.backends.slurm import commands, submission
 from dask_batch.backends.slurm.backend import SlurmBackend
-from dask_batch.backends.slurm.parallel import submit_together
-from dask_batch.backends.slurm.patience import PATIENCE_S, Waiting
 from dask_batch.backends.slurm.submission import Submitter, submission_environment
 from dask_batch.errors import (
     BackendUnavailableError,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import worker_bodies as bodies
 from clients import poll
 from dask_batch import SingleNodeExecutor, SlurmClusterExecutor
 from dask_batch.errors import DiedTaskError, RemoteTraceback
-from test_workers import gone, seen
+from test_workers import client, gone, seen
 
 pytestmark = pytest.mark.mpi
 
@@ -180,4 +182,15 @@ def test_cancelling_ends_all_ranks(open_executor: Open, traces: Path) -> None:
     with pytest.raises(CancelledError):
         future.result(PATIENCE_S)
     for pid in seen(traces, "runs"):
+        poll(lambda pid=pid: gone(pid), PATIENCE_S, "the end of a rank")  # type: ignore[misc]
+
+
+def test_no_rank_outlives_a_client_that_is_killed(tmp_path: Path, traces: Path) -> None:
+    options = "resource_dict={'cores': 2}"
+    script = client(tmp_path, tmp_path / "cache", traces, "SingleNodeExecutor", options)
+    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+    poll(lambda: len(list(traces.iterdir())) == 4, PATIENCE_S, "both ranks of both tasks")
+    process.kill()
+    process.wait()
+    for pid in seen(traces, "a") + seen(traces, "b"):
         poll(lambda pid=pid: gone(pid), PATIENCE_S, "the end of a rank")  # type: ignore[misc]

@@ -104,6 +104,20 @@ def test_a_refused_worker_fails_all_calls(cache: Path) -> None:
             future.result(PATIENCE_S)
 
 
+def test_the_users_own_template_starts_workers(cache: Path) -> None:
+    template = """\
+#!/bin/bash
+#SBATCH --output={{ working_directory }}/own.out
+export COLOUR={{ colour }}
+{{ command }}
+"""
+    asked = {"submission_template": template, "colour": "green"}
+    with SlurmClusterExecutor(
+        1, cache_directory=cache, block_allocation=True, resource_dict=asked
+    ) as exe:
+        assert exe.submit(os.getenv, "COLOUR").result(PATIENCE_S) == "green"
+
+
 def test_the_number_of_workers_must_be_said(cache: Path) -> None:
     with pytest.raises(ConfigurationError, match="max_workers=, or max_cores="):
         SlurmClusterExecutor(cache_directory=cache, block_allocation=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dask_batch.compat.terminating import terminate_task_in_cache, terminate_tasks_in_cache
     from dask_batch.executors import (
         BaseExecutor,
+        ClusterExecutor,
         FluxClusterExecutor,
         SingleNodeExecutor,
         SlurmClusterExecutor,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ClusterExecutor": "dask_batch.executors",
     "File": "dask_batch.inputs",
     "FluxClusterExecutor": "dask_batch.executors",
     "FluxJobExecutor": "dask_batch.job_executors",
@@ -67,6 +69,7 @@ _EXECUTORLIB = {
 
 __all__ = [
     "BaseExecutor",
+    "ClusterExecutor",
     "File",
     "FluxClusterExecutor",
     "FluxJobExecutor",

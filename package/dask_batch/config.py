@@ -20,6 +20,7 @@ from dask_batch.backends.gpus import Declared, declared
 from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
+from dask_batch.queues import Queues, backend_of, read_queues
 from dask_batch.resource_values import count, flag, lines, natural
 from dask_batch.resources import merge_resources
 
@@ -38,13 +39,16 @@ class Options:
     Attributes
     ----------
     backend : str
-        The batch system: ``"slurm"`` or ``"local"``.
+        The batch system: ``"local"``, ``"slurm"``, ``"pbs"``, ``"sge"``, ``"lsf"``, ...
     cache_directory : Path
         Absolute.
     resource_dict : mapping
         Resources of every task that does not say otherwise; configuration included.
     resource_rules : mapping
         From patterns of task names to resources.
+    pysqa_config_directory : Path or None
+        A directory with a ``queue.yaml``: the site's queues, their templates and limits, and what
+        batch system they belong to.
     max_jobs : int or None
         The largest graph that is handed over, in jobs; None: what the backend says.
     max_workers : int or None
@@ -84,12 +88,15 @@ class Options:
         Whether a future among the arguments is an error.
     log_obj_size : bool
         Whether to log how large calls and graphs are, pickled.
+    queues : Queues or None
+        What ``pysqa_config_directory`` says.
     """
 
     backend: str
     cache_directory: Path
     resource_dict: Mapping[str, Any] = field(default_factory=dict)
     resource_rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pysqa_config_directory: Path | None = None
     max_jobs: int | None = None
     max_workers: int | None = None
     fuse: Literal["auto", "linear", "none"] = "auto"
@@ -112,6 +119,7 @@ class Options:
     refresh_rate: float | None = None
     disable_dependencies: bool = False
     log_obj_size: bool = False
+    queues: Queues | None = None
 
     @property
     def setup(self) -> Setup:
@@ -119,7 +127,7 @@ class Options:
         return Setup(**{said.name: getattr(self, said.name) for said in fields(Setup)})
 
 
-KEYWORDS: Final = tuple(option.name for option in fields(Options))
+KEYWORDS: Final = tuple(option.name for option in fields(Options) if option.name != "queues")
 
 _CHOICES: Final[Mapping[str, Collection[str]]] = {
     "fuse": ("auto", "linear", "none"),
@@ -164,7 +172,10 @@ def resolve(**keywords: Any) -> Options:
     configured = _configured()
     chosen = {name: value for name, value in configured.items() if value is not None}
     chosen.update({name: value for name, value in explicit.items() if value is not None})
-    chosen["backend"] = choose_backend(chosen.get("backend"))
+    if chosen.get("pysqa_config_directory") is not None:
+        chosen["queues"] = read_queues(chosen["pysqa_config_directory"])
+        chosen["pysqa_config_directory"] = chosen["queues"].path.parent
+    chosen["backend"] = choose_backend(backend_of(chosen.get("backend"), chosen.get("queues")))
     if explicit.get("local_gpus") is not None and chosen["backend"] != "local":
         raise ConfigurationError(
             f"local_gpus={explicit['local_gpus']!r}: it is the batch system that knows the GPUs of "

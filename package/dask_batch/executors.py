@@ -22,6 +22,7 @@ from dask_batch.sessions import Sessions
 __all__ = [
     "BaseExecutor",
     "BatchExecutor",
+    "ClusterExecutor",
     "FluxClusterExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
@@ -73,8 +74,7 @@ class BatchExecutor(Surface):
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         said, options = Parameters.taken(options)
-        self._options: Options = resolve(
-            backend=self.backend,
+        self._options: Options = self._resolve(
             cache_directory=cache_directory,
             resource_dict=resource_dict,
             max_workers=max_workers,
@@ -90,6 +90,9 @@ class BatchExecutor(Surface):
         # Without shutdown the jobs go on, and so do the futures as long as the process lives.
         self._finalizer = weakref.finalize(self, self._sessions.let_go)
         self._finalizer.atexit = False
+
+    def _resolve(self, **options: Any) -> Options:
+        return resolve(backend=self.backend, **options)
 
     # ---- concurrent.futures ------------------------------------------------------------------
 
@@ -128,7 +131,9 @@ class BatchExecutor(Surface):
             raise RuntimeError("cannot schedule new futures after shutdown")
         asked = resource_dict or {}
         if self._drawing is not None:
-            call_resources(merge_resources(self._options.resource_dict, asked))
+            call_resources(
+                merge_resources(self._options.resource_dict, asked), self._options.queues
+            )
             return self._drawing.call(fn, args, kwargs)
         return self._remember(self._sessions.of(asked).call(fn, args, kwargs, asked))
 
@@ -307,3 +312,25 @@ class FluxClusterExecutor(BatchExecutor):
     __doc__ = BatchExecutor.__doc__
 
     backend: ClassVar[str] = "flux"
+
+
+class ClusterExecutor(BatchExecutor):
+    """The executor for whatever batch system there is: PBS, Grid Engine, LSF, Torque, Moab, ...
+
+    Parameters
+    ----------
+    max_workers, cache_directory, resource_dict
+        As for every executor.
+    **options
+        ``backend="pbs"`` (``"sge"``, ``"lsf"``, ``"torque"``, ``"moab"``, ``"slurm"``, ``"local"``)
+        names the batch system; ``pysqa_config_directory`` names a directory with the queues of the
+        site, and thereby the batch system too. Without either it is chosen as by ``cluster_get``.
+
+    Raises
+    ------
+    ConfigurationError, CacheError, BackendUnavailableError
+        As every executor.
+    """
+
+    def _resolve(self, **options: Any) -> Options:
+        return resolve(**options)

@@ -20,7 +20,6 @@ _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "flux_log_files": ((None, False, True), "it must be True or False"),
     "plot_dependency_graph": ((None, False), "dask.visualize draws a graph"),
     "plot_dependency_graph_filename": ((None,), "dask.visualize draws a graph"),
-    "pysqa_config_directory": ((None,), "use resource_dict={'submission_template': ...}"),
     "wait": ((None, True), "executor.compute returns at once, and shutdown(wait=False) leaves"),
 }
 """For each the values that ask for nothing, and what to say to any other."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from dask_batch.graph.writers import after_writing
 from dask_batch.hits import Hits
 from dask_batch.outside import Outside
 from dask_batch.packing import CALL, Pack, PreparedJob, function_name, name_of
+from dask_batch.queues import NormalForm, Queues
 from dask_batch.spec import Call, Task, references
 from dask_batch.surroundings import Surroundings
 
@@ -91,7 +92,7 @@ class Preparer:
         SerializationError
             Something in it cannot be pickled.
         """
-        normal = call_resources(asked)
+        normal = call_resources(asked, self.options.queues)
         said = {**asked, "ranks": normal["cores"]}  # what cores are at an executor
         task = Task(CALL, Call(function, args, kwargs), self.annotations(said))
         outside = self._outside()
@@ -145,7 +146,8 @@ class Preparer:
         keyed = keys.of(graph.tasks, graph.required)
         _warn_uncacheable(graph.tasks.values(), keyed)
         by_name = {name: found.key for name, found in keyed.items()}
-        needs = _Needs()
+        queues = self.options.queues
+        needs = _Needs(queues)
         for task in graph.tasks.values():
             self._name(needs.options(task), by_name[task.name])
         if refresh:
@@ -169,6 +171,7 @@ class Preparer:
         for job in planned:
             tasks = [graph.tasks[name] for name in job.names]
             normal = resources.chain_resources([needs.of(task) for task in tasks])
+            normal = queues.within(normal) if queues else normal
             retry = self._retry([needs.options(task) for task in tasks])
             jobs.append(pack.job(tasks, normal, retry, wanted=job.key in wanted))
         self._tell_size(f"a graph of {len(graph.tasks)} tasks", jobs, outside)
@@ -215,7 +218,8 @@ class Preparer:
 class _Needs:
     """The resources of tasks in normal form; equal annotations are checked once."""
 
-    def __init__(self) -> None:
+    def __init__(self, queues: Queues | None = None) -> None:
+        self._queues = queues
         self._checked: dict[str, dict[str, Any]] = {}
         self._options: dict[str, resources.TaskOptions] = {}
 
@@ -225,9 +229,7 @@ class _Needs:
         known = repr(said)
         if known not in self._checked:
             asked = resources.merge_resources(said)
-            self._checked[known] = resources.for_dask_task(
-                asked, template_variables=_variables(asked)
-            )
+            self._checked[known] = _normal(asked, resources.for_dask_task, self._queues)
         return self._checked[known]
 
     def options(self, task: Task) -> resources.TaskOptions:
@@ -239,9 +241,9 @@ class _Needs:
         return self._options[known]
 
 
-def call_resources(asked: Mapping[str, Any]) -> dict[str, Any]:
+def call_resources(asked: Mapping[str, Any], queues: Queues | None = None) -> dict[str, Any]:
     """Check the resources of a call, and bring them to normal form."""
-    return resources.for_executor_call(asked, template_variables=_variables(asked))
+    return _normal(asked, resources.for_executor_call, queues)
 
 
 def said_resources(annotations: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +256,16 @@ def said_resources(annotations: Mapping[str, Any]) -> dict[str, Any]:
     return {**beside, **(annotations.get("resources") or {})}
 
 
-def _variables(asked: Mapping[str, Any]) -> Collection[str]:
+def _normal(
+    asked: Mapping[str, Any], normal_form: NormalForm, queues: Queues | None
+) -> dict[str, Any]:
+    """Bring resources to normal form, by the rules of a site's queues where they are known."""
+    if queues is not None:
+        return queues.resources(asked, normal_form)
+    return normal_form(asked, template_variables=_variables(asked))
+
+
+def _variables(asked: Mapping[str, Any]) -> frozenset[str]:
     """Return the names that the user's own template uses."""
     template = asked.get("submission_template")
     return template_variables(template) if isinstance(template, str) else frozenset()

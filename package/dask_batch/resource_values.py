@@ -176,7 +176,7 @@ def lines(value: Any) -> tuple[str, ...]:
 def directives(value: Any) -> tuple[str, ...]:
     """Accept options such as ``--mail-type=END``, with or without ``#SBATCH`` before them."""
     parts = value.split("\n") if isinstance(value, str) else _sequence(value)
-    stripped = (line(part).strip().removeprefix("#SBATCH").strip() for part in parts)
+    stripped = (_DIRECTIVE.sub("", line(part).strip()).strip() for part in parts)
     options = tuple(option for option in stripped if option)
     for option in options:
         if not option.startswith("-"):
@@ -198,6 +198,8 @@ def gpu_request(value: Any) -> str:
 
 _GPU_NUMBERS = re.compile(r"\{gpus(?:_per_core)?\}")
 _GPU_REQUEST = re.compile(r"--[a-z-]+=[\w@%+=:,./-]+")
+_DIRECTIVE = re.compile(r"#(SBATCH|PBS|BSUB|MSUB|\$)")
+"""What lines for a batch system begin with: Slurm, PBS and Torque, LSF, Moab, Grid Engine."""
 
 
 def arguments(value: Any) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job, tells_at_once
-from dask_batch.backends.reach import ends_with_client
+from dask_batch.backends.reach import Reach, ends_with_client, reach_of
 from dask_batch.backends.within.extent import spans_machines
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Session", "open_session"]
 
 logger = logging.getLogger(__name__)
-
-_ELSEWHERE: Final = ("slurm", "flux")
-"""Backends whose jobs run on other machines. (Behind an ``@`` is which instance of Flux it is.)"""
 
 
 def open_session(options: Options) -> Session:
@@ -194,7 +191,7 @@ class Session:
 
     def _check(self, asked: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Check resources and template, once for all calls that ask for the same."""
-        normal = call_resources(asked)
+        normal = call_resources(asked, self.options.queues)
         known = repr(sorted(normal.items(), key=str))
         if known not in self._checked:
             self.backend.check([self._job(normal, name)])
@@ -314,7 +311,7 @@ def _failed_parent(failed: ParentFailed, function: str) -> BaseException:
 
 def _elsewhere(options: Options) -> bool:
     """Whether jobs run on machines that may see files later than this one."""
-    return options.backend.partition("@")[0] in _ELSEWHERE or spans_machines(options.backend)
+    return reach_of(options.backend) is Reach.CLUSTER or spans_machines(options.backend)
 
 
 def _barred(barred: Barred, where: str) -> ConfigurationError:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dask_batch import resources
 from dask_batch.backends.base import Job
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.registry import open_backend
@@ -33,7 +32,7 @@ from dask_batch.config import Options, client_environment
 from dask_batch.defining import Plan, define, run_of
 from dask_batch.errors import CacheError, ConfigurationError
 from dask_batch.packing import PreparedJob, ranks_of
-from dask_batch.preparation import Preparer
+from dask_batch.preparation import Preparer, call_resources
 from dask_batch.surroundings import Surroundings
 
 __all__ = ["BACKEND", "Workforce", "open_workforce"]
@@ -81,7 +80,7 @@ def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) ->
     ConfigurationError
         What is asked for cannot be had; nothing has been started.
     """
-    normal = _resources(options)
+    normal = call_resources(options.resource_dict, options.queues)
     count = _count(options, normal)
     starter = _starter(options)
     _check_room(starter.room(), count, normal)
@@ -110,17 +109,6 @@ def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) ->
     )
     _open(place, _door(options), pool, meeting)
     return Workforce(pool, _for_tasks(options), first.key if first is not None else "")
-
-
-def _resources(options: Options) -> dict[str, Any]:
-    """Return what each worker has, in normal form.
-
-    Raises
-    ------
-    ConfigurationError
-        It cannot be met by workers.
-    """
-    return resources.for_executor_call(options.resource_dict)
 
 
 def _count(options: Options, normal: Mapping[str, Any]) -> int:

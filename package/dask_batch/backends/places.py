@@ -27,6 +27,10 @@ _IN_DIRECTIVE = re.compile(r'[\\"]')
 _IN_SHELL = re.compile(r'[\\"$`]')
 
 
+_OTHER_DIRECTIVES = ("#PBS", "#$", "#BSUB", "#MSUB")
+"""Lines of other batch systems, which are no comments either."""
+
+
 class Unsafe(Exception):
     """Nothing makes a value safe in this place."""
 
@@ -195,6 +199,8 @@ class Place:
             raise Unsafe
         if self._comment == "#SBATCH":
             return self._in_directive(text, kind)
+        if self._comment.startswith(_OTHER_DIRECTIVES):
+            return self._in_other_directive(text, kind)
         if self._comment and not self._comment.startswith("#!"):
             return text
         if self._comment or self._heredoc or self._backticks or self._sums:
@@ -207,6 +213,12 @@ class Place:
         if self._quote == "'":
             return text.replace("'", "'\"'\"'")
         return _bare(text, kind)
+
+    def _in_other_directive(self, text: str, kind: Kind) -> str:
+        """Print options of a user's; how these systems read quotes differs, where they read any."""
+        if self._quote or kind != "options":
+            raise Unsafe
+        return text
 
     def _in_directive(self, text: str, kind: Kind) -> str:
         if self._quote == '"':

@@ -101,12 +101,27 @@ def _flux(setup: Setup, name: str = "flux") -> Backend:
 
 
 _NO_FLUX: Final = "it names a Flux instance: use FluxClusterExecutor, or backend='flux'"
+
+
+def _by_commands(name: str) -> Callable[[Setup], Backend]:
+    def make(setup: Setup) -> Backend:
+        from dask_batch.backends.commands.backend import CommandsBackend
+        from dask_batch.backends.commands.systems import SYSTEMS
+
+        setup.refuse(_CLUSTER, "max_workers", "max_cores")
+        setup.refuse(_NO_FLUX, "flux_uri")
+        return CommandsBackend(SYSTEMS[name])
+
+    return make
+
+
 _BACKENDS: Final[Mapping[str, Callable[[Setup], Backend]]] = {
     "local": _local,
     "slurm": _slurm,
     "flux": _flux,
     "slurm-step": _slurm_step,
     "flux-step": _flux_step,
+    **{name: _by_commands(name) for name in ("pbs", "sge", "lsf", "torque", "moab")},
 }
 _ONE_FLUX: Final = "flux@"
 """Begins the names of backends that say which instance they are: see :mod:`.flux.places`."""

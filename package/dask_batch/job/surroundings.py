@@ -26,7 +26,8 @@ CHECKPOINT_VARIABLE = "DASK_BATCH_CHECKPOINTS"
 RUN_TIME_VARIABLE = "DASK_BATCH_RUN_TIME_S"
 """Set where whoever started this job keeps to its time limit exactly, in seconds."""
 
-_BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID")
+_BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID", "PBS_JOBID", "LSB_JOBID", "MOAB_JOBID", "JOB_ID")
+"""The last one is Grid Engine's."""
 
 
 def inside_job() -> bool:

@@ -5,7 +5,8 @@
 ...     subprocess.run(["sinfo"], env={**os.environ, **slurm.environment()})
 """
 
+from dask_batch.testing.batch import FakeBatch
 from dask_batch.testing.fake_flux import FakeFlux
 from dask_batch.testing.slurm import Call, FakeSlurm
 
-__all__ = ["Call", "FakeFlux", "FakeSlurm"]
+__all__ = ["Call", "FakeBatch", "FakeFlux", "FakeSlurm"]

@@ -13,14 +13,14 @@ from typing import Any
 
 from dask_batch.backends.base import Job, JobStatus
 from dask_batch.backends.command import Completed
+from dask_batch.backends.parallel import levels, submit_together
+from dask_batch.backends.patience import CANCEL_PATIENCE_S, Waiting
 from dask_batch.backends.slurm import parse, script
 from dask_batch.backends.slurm.commands import Commands, chunks
 from dask_batch.backends.slurm.dependencies import LONGEST, Dependency, dependency_of
 from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.limits import refuse_what_cannot_be
 from dask_batch.backends.slurm.options import refuse_directives, refuse_reserved
-from dask_batch.backends.slurm.parallel import levels, submit_together
-from dask_batch.backends.slurm.patience import CANCEL_PATIENCE_S, Waiting
 from dask_batch.backends.slurm.rerun import Rerun
 from dask_batch.backends.slurm.submission import Submitter
 from dask_batch.errors import (

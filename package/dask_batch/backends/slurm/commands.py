@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dask_batch.backends.command import Completed, run
-from dask_batch.backends.slurm.patience import PATIENCE_S, Patience, Waiting
+from dask_batch.backends.patience import PATIENCE_S, Patience, Waiting
 from dask_batch.backends.slurm.refusals import is_harmless, is_temporary
 from dask_batch.errors import CommandError
 

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dask_batch.backends import logs
 from dask_batch.backends.base import Job, JobState, JobStatus
+from dask_batch.backends.patience import Patience
 from dask_batch.backends.slurm.commands import Commands, chunks
 from dask_batch.backends.slurm.dependencies import afterok
 from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.options import memory_mb, minutes
-from dask_batch.backends.slurm.patience import Patience
 from dask_batch.backends.slurm.refusals import is_stuck, is_temporary
 from dask_batch.errors import CommandError, SubmissionError
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from dask_batch.backends import logs
 from dask_batch.backends.base import Job
 from dask_batch.backends.command import Completed, command_environment, run
+from dask_batch.backends.patience import Patience, Waiting
 from dask_batch.backends.slurm.options import SBATCH_VARIABLES, thread_variables
 from dask_batch.backends.slurm.parse import parse_job_id
-from dask_batch.backends.slurm.patience import Patience, Waiting
 from dask_batch.backends.slurm.refusals import SATURATED, Meaning, advice, meaning
 from dask_batch.errors import BackendError, CommandError, QueueFullError, SubmissionError
 from dask_batch.job.devices import without_lists

@@ -1,4 +1,4 @@
-"""How long Slurm is waited for when it does not answer: pauses that grow, and an end to them."""
+"""How long a silent batch system is waited for: growing pauses, and an end to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["CANCEL_PATIENCE_S", "PATIENCE_S", "Patience", "Waiting"]
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0
-"""A restart of slurmctld on a large machine takes minutes."""
+"""A restart of a controller (slurmctld) on a large machine takes minutes."""
 CANCEL_PATIENCE_S = 120.0
 """Somebody waits for a cancellation at a keyboard."""
 _PAUSES_S = (2.0, 4.0, 8.0, 15.0, 30.0)
@@ -65,7 +65,7 @@ class Patience:
         self._count += 1
         logger.log(
             logging.WARNING if spent_s > _WARN_AFTER_S else logging.INFO,
-            "%s: Slurm says %r; trying again in %.0f s, for %.0f more seconds at most",
+            "%s: the batch system says %r; trying again in %.0f s, for %.0f more seconds at most",
             self._what,
             why.strip().splitlines()[-1] if why.strip() else "nothing",
             pause_s,
