@@ -118,7 +118,6 @@ def test_values_that_make_no_sense_are_refused_by_name(keyword, value):
 @pytest.mark.parametrize(
     ("keyword", "default", "other"),
     [
-        ("block_allocation", False, True),
         ("flux_executor", None, object()),
         ("flux_executor_nesting", False, True),
         ("flux_log_files", True, "flux.out"),

@@ -200,7 +200,7 @@ def test_of_a_graph_that_cannot_be_let_go_nothing_is_left(cache: Cache, backend:
 def test_claims_are_given_up_when_definitions_cannot_be_written(
     cache: Cache, backend: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> Path:
+    def full(*_: object, **__: object) -> Path:
         raise CacheError("no space left")
 
     with monkeypatch.context() as context:

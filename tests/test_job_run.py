@@ -719,7 +719,8 @@ def test_the_job_needs_nothing_that_old_interpreters_cannot_read() -> None:
     """What speaks before the version is looked at must parse everywhere."""
     import ast
 
-    for name in ("job/__main__.py", "job/__init__.py", "job/exit_codes.py", "registration.py"):
+    early = ("__init__", "__main__", "worker", "threshold", "exit_codes")
+    for name in (*(f"job/{module}.py" for module in early), "registration.py"):
         source = (PACKAGE / "dask_batch" / name).read_text()
         ast.parse(source, feature_version=(3, 7))
     assert textwrap.dedent(source)

@@ -124,6 +124,7 @@ _POLICIES = st.builds(
     st.booleans() | st.tuples(st.sampled_from(["OSError", "ValueError"])),
     st.floats(1, 8),
     st.floats(1, 8),
+    st.integers(0, 4),
 )
 
 
@@ -146,4 +147,17 @@ def test_whatever_happens_attempts_come_to_an_end(
         if decide(Ending(outcome), policy, past) is None:
             break
         past.append(outcome)
-    assert len(past) <= policy.retries + FREE_REPEATS
+    assert len(past) <= max(policy.retries, policy.deaths) + FREE_REPEATS
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_a_task_is_made_again_as_often_as_its_worker_is_replaced(*, by_itself: bool) -> None:
+    policy = RetryPolicy(deaths=2)
+    died = Ending(Outcome.DIED, by_itself=by_itself)
+    assert policy.repeats
+    assert decide(died, policy, []) is not None
+    assert decide(died, policy, [Outcome.DIED]) is not None
+    assert decide(died, policy, [Outcome.DIED, Outcome.DIED]) is None
+    assert decide(Ending(Outcome.EXCEPTION, ("builtins.ValueError",)), policy, []) is None
+    more = RetryPolicy(retries=3, deaths=2)
+    assert decide(Ending(Outcome.DIED), more, [Outcome.DIED] * 2) is not None

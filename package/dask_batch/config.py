@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,7 +21,7 @@ from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
 from dask_batch.queues import Queues, backend_of, read_queues
-from dask_batch.resource_values import count, flag, lines
+from dask_batch.resource_values import count, flag, lines, natural
 from dask_batch.resources import merge_resources
 
 __all__ = ["Options", "client_environment", "register_defaults", "resolve"]
@@ -69,6 +69,14 @@ class Options:
     max_cores : int or None
         On how many CPUs the jobs of this executor may run at the same time, where the backend can
         bound that.
+    block_allocation : bool
+        Whether tasks run on long-lived workers, rather than as a job each.
+    init_function : callable or None
+        Called once by each worker; the dictionary that it returns gives arguments by name.
+    restart_limit : int
+        How often the process of a worker is replaced that has died.
+    hostname_localhost : bool or None
+        Whether workers find their client at 127.0.0.1 only.
     local_gpus : Declared or None
         What is said of the GPUs of this machine, where jobs run on it.
     flux_uri : str or None
@@ -102,6 +110,10 @@ class Options:
     retry_time_factor: float = 2.0
     steward: bool = True
     max_cores: int | None = None
+    block_allocation: bool = False
+    init_function: Callable[[], Any] | None = None
+    restart_limit: int = 0
+    hostname_localhost: bool | None = None
     local_gpus: Declared | None = None
     flux_uri: str | None = None
     refresh_rate: float | None = None
@@ -128,8 +140,12 @@ def _setting(keyword: str) -> str:
     return keyword.removesuffix("_s").replace("_", "-")
 
 
+_OF_WORKERS: Final = ("init_function", "restart_limit")
 _KEYWORDS_ONLY: Final = frozenset(
-    {"disable_dependencies", "flux_uri", "log_obj_size", "max_cores", "max_workers", "refresh_rate"}
+    {
+        *("block_allocation", "disable_dependencies", "flux_uri", "hostname_localhost"),
+        *("log_obj_size", "max_cores", "max_workers", "refresh_rate", *_OF_WORKERS),
+    }
 )
 SETTINGS: Final = {
     _setting(keyword): keyword for keyword in KEYWORDS if keyword not in _KEYWORDS_ONLY
@@ -177,7 +193,13 @@ def resolve(**keywords: Any) -> Options:
         str(pattern): dict(_mapping(f"resource_rules[{pattern!r}]", rule))
         for pattern, rule in _mapping("resource_rules", chosen.get("resource_rules")).items()
     }
-    return Options(**_checked(chosen))
+    options = Options(**_checked(chosen))
+    for name in () if options.block_allocation else _OF_WORKERS:
+        if getattr(options, name):
+            raise ConfigurationError(
+                f"{name} is for workers that stay: say block_allocation=True as well"
+            )
+    return options
 
 
 _RESOURCES: Final = ("pmi_mode", "openmpi_oversubscribe")
@@ -238,6 +260,12 @@ def _folder(value: Any) -> Path:
     return path.absolute()
 
 
+_FLAGS: Final = (
+    *("block_allocation", "disable_dependencies", "hostname_localhost", "log_obj_size"),
+    "steward",
+)
+
+
 def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
     checked = dict(chosen)
     for name, value in chosen.items():
@@ -247,10 +275,14 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
             checked[name] = _gpus(name, value)
         elif name == "flux_uri" and not isinstance(value, str):
             raise ConfigurationError(f"flux_uri must be a text as FLUX_URI has it, not {value!r}")
-        elif name in ("disable_dependencies", "log_obj_size", "steward"):
+        elif name in _FLAGS:
             checked[name] = _flag(name, value)
         elif name == "refresh_rate":
             checked[name] = _interval(name, value)
+        elif name == "restart_limit":
+            checked[name] = _natural(name, value)
+        elif name == "init_function" and not callable(value):
+            raise ConfigurationError(f"init_function must be callable, not {value!r}")
         elif name.endswith("_factor"):
             checked[name] = _factor(name, value)
         elif name.endswith("_s"):
@@ -265,6 +297,13 @@ def _checked(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def _count(name: str, value: Any) -> int:
     try:
         return count(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}, not {value!r}") from None
+
+
+def _natural(name: str, value: Any) -> int:
+    try:
+        return natural(value)
     except ValueError as error:
         raise ConfigurationError(f"{name} {error}, not {value!r}") from None
 

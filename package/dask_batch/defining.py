@@ -51,7 +51,14 @@ def run_of(jobs: Sequence[PreparedJob], backend: str) -> Run:
     )
 
 
-def define(cache: Cache, run: Run, plan: Plan, common: Mapping[str, Any]) -> Path:
+def define(
+    cache: Cache,
+    run: Run,
+    plan: Plan,
+    common: Mapping[str, Any],
+    *,
+    section: str = "definitions",
+) -> Path:
     """Write the definitions of a run's tasks; return where they are.
 
     Parameters
@@ -60,6 +67,8 @@ def define(cache: Cache, run: Run, plan: Plan, common: Mapping[str, Any]) -> Pat
         What is handed over.
     common
         What all jobs of all runs share, as JSON data.
+    section
+        The part of the cache that they belong to.
     """
     surroundings, resources = _Table(), _Table()
     drafts = []
@@ -83,7 +92,7 @@ def define(cache: Cache, run: Run, plan: Plan, common: Mapping[str, Any]) -> Pat
         "surroundings": surroundings.records,
         "resources": resources.records,
     }
-    return write_definitions(cache, run.id, shared, drafts)
+    return write_definitions(cache, run.id, shared, drafts, section=section)
 
 
 def _input_claims(job: PreparedJob, plan: Plan) -> dict[str, int]:

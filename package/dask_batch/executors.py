@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dask_batch.compat.parameters import Parameters
-from dask_batch.compat.surface import Surface
+from dask_batch.compat.surface import FixedWorkersError, Surface
 from dask_batch.config import Options, resolve
 from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
@@ -253,6 +253,30 @@ class BatchExecutor(Surface):
     def get_cache_data(self) -> list[CacheEntry]:
         """Return what the cache knows of every result: see :func:`dask_batch.get_cache_data`."""
         return get_cache_data(self.cache_directory)
+
+    @property
+    def max_workers(self) -> int | None:
+        """How many jobs of this executor may run at a time; None: no bound of its own.
+
+        With ``block_allocation`` it is the number of workers, and can be set: more are started, or
+        some end, those that are busy after their task.
+
+        Raises
+        ------
+        ConfigurationError
+            It is set, and there are no workers; or to what is no number of workers.
+        """
+        pool = None if self._drawing is not None else self._session.workers
+        return self._options.max_workers if pool is None else pool.count
+
+    @max_workers.setter
+    def max_workers(self, number: int) -> None:
+        if self._drawing is not None or self._session.workers is None:
+            raise FixedWorkersError(
+                f"max_workers={number!r}: the number of workers can only be changed where there "
+                "are workers, with block_allocation=True; without them, create another executor"
+            )
+        self._session.resize(number)
 
     @property
     def cache_directory(self) -> Path:

@@ -10,7 +10,6 @@ from dask_batch.errors import ConfigurationError
 __all__ = ["without_foreign"]
 
 _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
-    "block_allocation": ((None, False), "every call is a job of its own"),
     "export_workflow_filename": ((None,), "an executor exports the calls of its submit"),
     "flux_executor": ((None,), "set FLUX_URI to the instance that the jobs are to go to"),
     "flux_executor_nesting": (
@@ -19,11 +18,8 @@ _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     ),
     # Every job has its logs: future.stdout() and future.stderr().
     "flux_log_files": ((None, False, True), "it must be True or False"),
-    "hostname_localhost": ((None, False, True), "jobs and clients meet in files, not on sockets"),
-    "init_function": ((None,), "every call is a job of its own"),
     "plot_dependency_graph": ((None, False), "dask.visualize draws a graph"),
     "plot_dependency_graph_filename": ((None,), "dask.visualize draws a graph"),
-    "restart_limit": ((None, 0), "use resource_dict={'retries': n}"),
     "wait": ((None, True), "executor.compute returns at once, and shutdown(wait=False) leaves"),
 }
 """For each the values that ask for nothing, and what to say to any other."""

@@ -20,7 +20,7 @@ from dask_batch.outside import Outside
 from dask_batch.spec import Call, Step, Task, references
 from dask_batch.surroundings import Surroundings
 
-__all__ = ["CALL", "Pack", "PreparedJob", "function_name", "name_of"]
+__all__ = ["CALL", "Pack", "PreparedJob", "function_name", "name_of", "ranks_of"]
 
 CALL: Final = "call"
 """The name of the one task of a plain call."""
@@ -52,7 +52,8 @@ class PreparedJob:
     @property
     def repeatable(self) -> bool:
         """Whether it is to be repeated when it fails."""
-        return bool((self.header.get("retry") or {}).get("retries"))
+        policy = self.header.get("retry") or {}
+        return bool(policy.get("retries") or policy.get("deaths"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Pack:
                 "libraries": dict(sorted(_union(member.libraries for member in members))),
                 "files": [asdict(file) for file in self._read(tasks)],
                 "cpus": normal["threads_per_core"],
-                "ranks": _ranks(normal),
+                "ranks": ranks_of(normal),
                 "error_log_file": _absolute(normal["error_log_file"]),
                 "retry": retry,
                 "attributes": _attributes(tasks[-1], members[-1], function, normal),
@@ -120,7 +121,7 @@ class Pack:
         return tuple(steps)
 
 
-def _ranks(normal: Mapping[str, Any]) -> dict[str, Any] | None:
+def ranks_of(normal: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return how the MPI ranks of a job are to be started; None: it is one plain process."""
     if normal["cores"] == 1:
         return None

@@ -70,6 +70,8 @@ class Preparer:
         self.cache = cache
         self.backend = backend
         self.options = options
+        self.initial = ""
+        """The key of the function that workers begin with, where tasks run on such."""
 
     # ---- a call ------------------------------------------------------------------------------
 
@@ -92,7 +94,7 @@ class Preparer:
         """
         normal = call_resources(asked, self.options.queues)
         said = {**asked, "ranks": normal["cores"]}  # what cores are at an executor
-        task = Task(CALL, Call(function, args, kwargs), {"resources": said})
+        task = Task(CALL, Call(function, args, kwargs), self.annotations(said))
         outside = self._outside()
         keys = self._keys(outside)
         keyed = keys.of({CALL: task}, [CALL])
@@ -108,6 +110,11 @@ class Preparer:
         job = pack.job([task], normal, self._retry([options]), wanted=True)
         self._tell_size(f"the call of {job.function}", [job], outside)
         return job
+
+    def annotations(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is said of a task by those who ask for it."""
+        said: dict[str, Any] = {"resources": asked}
+        return {**said, "init_function": self.initial} if self.initial else said
 
     # ---- a graph -----------------------------------------------------------------------------
 
@@ -197,6 +204,7 @@ class Preparer:
             chain,
             memory_factor=self.options.retry_memory_factor,
             time_factor=self.options.retry_time_factor,
+            restarts=self.options.restart_limit,
         )
 
     def _keys(self, outside: Outside) -> Keys:

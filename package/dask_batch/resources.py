@@ -252,14 +252,18 @@ def _normal_form(checked: Mapping[str, Any], *, ranks: int, cpus: int) -> dict[s
 
 
 def retry_policy(
-    options: Iterable[TaskOptions], *, memory_factor: float, time_factor: float
+    options: Iterable[TaskOptions], *, memory_factor: float, time_factor: float, restarts: int = 0
 ) -> dict[str, Any]:
-    """Return how a job of several tasks is repeated, as JSON data: the most generous way."""
+    """Return how a job of several tasks is repeated, as JSON data: the most generous way.
+
+    ``restarts`` is how often a worker is replaced that has died: so often it gets its task again.
+    """
     chain = tuple(options)
     named = [one.retry_exceptions for one in chain]
     exceptions = sorted({name for names in named if not isinstance(names, bool) for name in names})
     return {
         "retries": max((one.retries for one in chain), default=0),
+        **({"deaths": restarts} if restarts else {}),
         "exceptions": True if True in named else exceptions or False,
         "memory_factor": memory_factor,
         "time_factor": time_factor,

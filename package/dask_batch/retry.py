@@ -14,6 +14,7 @@ exception, crash, its own exit     again only if that was asked for (``retry_exc
 lost by the batch system           again, free of charge
 fell with an input that is not     again, free of charge
 failed after all
+its worker died                    again, as often as workers are replaced (``restart_limit``)
 anything else                      it stays as it is: the next attempt would end alike
 =================================  ==============================================================
 """
@@ -45,6 +46,7 @@ _FREE: Final = {
     Outcome.LOST: "the batch system had lost it",
     Outcome.DEPENDENCY: "what it depends on has not failed after all",
 }
+_DEATHS: Final = frozenset(_AGAIN)
 _CRASHES: Final = frozenset(
     {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGTRAP}
 )
@@ -63,12 +65,16 @@ class RetryPolicy:
         Which exceptions of the function are repeated: all, none, or those of these class names.
     memory_factor, time_factor
         By what memory and time limit grow after an attempt that ran out of them.
+    deaths
+        How often it is repeated, if not by ``retries``, after its process ended, however: where
+        tasks run on long-lived workers, that is a worker's end.
     """
 
     retries: int = 0
     exceptions: bool | tuple[str, ...] = False
     memory_factor: float = 2.0
     time_factor: float = 2.0
+    deaths: int = 0
 
     def record(self) -> dict[str, Any]:
         """Return the policy as JSON data: ``header["retry"]`` of a task definition."""
@@ -78,6 +84,7 @@ class RetryPolicy:
             "exceptions": chosen if isinstance(chosen, bool) else list(chosen),
             "memory_factor": self.memory_factor,
             "time_factor": self.time_factor,
+            **({"deaths": self.deaths} if self.deaths else {}),
         }
 
     @classmethod
@@ -90,12 +97,13 @@ class RetryPolicy:
             exceptions=chosen if isinstance(chosen, bool) else tuple(map(str, chosen)),
             memory_factor=float(said.get("memory_factor", 2.0)),
             time_factor=float(said.get("time_factor", 2.0)),
+            deaths=int(said.get("deaths", 0)),
         )
 
     @property
     def repeats(self) -> bool:
         """Whether anything is repeated for the task's own reasons."""
-        return self.retries > 0
+        return self.retries > 0 or self.deaths > 0
 
 
 def _bases(name: str) -> list[str]:
@@ -159,11 +167,14 @@ def decide(ending: Ending, policy: RetryPolicy, past: Sequence[Outcome]) -> Repe
     if free is not None:
         used = sum(outcome in _FREE for outcome in past)
         return Repeat(free, free=True) if used < FREE_REPEATS else None
-    why = _reason(ending, policy)
+    why, limit = _reason(ending, policy), policy.retries
+    if policy.deaths and ending.outcome in _DEATHS:
+        why = why or "its worker's process ended"
+        limit = max(limit, policy.deaths)
     used = sum(outcome not in _FREE for outcome in past)
-    if why is None or used >= policy.retries:
+    if why is None or used >= limit:
         return None
-    return Repeat(f"{why} (retry {used + 1} of {policy.retries})")
+    return Repeat(f"{why} (retry {used + 1} of {limit})")
 
 
 def _reason(ending: Ending, policy: RetryPolicy) -> str | None:

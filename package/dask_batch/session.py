@@ -7,12 +7,12 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dask_batch import resources
+from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job, tells_at_once
-from dask_batch.backends.reach import ends_with_client
+from dask_batch.backends.reach import Reach, ends_with_client, reach_of
 from dask_batch.backends.within.extent import spans_machines
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
@@ -34,6 +34,10 @@ from dask_batch.standing import Standings
 from dask_batch.surroundings import Surroundings
 from dask_batch.watch import Pace, Watch
 
+if TYPE_CHECKING:
+    from dask_batch.backends.workers.pool import WorkerPool
+    from dask_batch.workforce import Workforce
+
 __all__ = ["Session", "open_session"]
 
 logger = logging.getLogger(__name__)
@@ -42,10 +46,25 @@ logger = logging.getLogger(__name__)
 def open_session(options: Options) -> Session:
     """Open the cache and the backend that the options name."""
     cache = Cache(options.cache_directory)
+    if options.block_allocation:
+        return _with_workers(cache, options)
     backend = open_backend(options.backend, options.setup)
     if backend.shared or spans_machines(options.backend):
         _warn_of_local_files(cache.path)
     return Session(cache, backend, options)
+
+
+def _with_workers(cache: Cache, options: Options) -> Session:
+    """Open a session whose tasks run on long-lived workers."""
+    from dask_batch.backends.within.backend import WithinBackend
+    from dask_batch.workforce import BACKEND, open_workforce
+
+    if _elsewhere(options):
+        _warn_of_local_files(cache.path)
+    force = open_workforce(cache, options, _common(options))
+    session = Session(cache, WithinBackend(force.pool, name=BACKEND), force.options)
+    session.employ(force)
+    return session
 
 
 @functools.cache
@@ -76,22 +95,35 @@ class Session:
         self.backend = backend
         self.options = options
         standings = Standings(cache, Claims(cache), backend, open_backend)
-        common = {
-            "python": list(sys.version_info[:2]),
-            "key_versions": options.key_versions,
-            "input_grace_s": options.input_grace_s,
-            "output_grace_s": options.output_grace_s,
-            "failure_grace_s": options.failure_grace_s,
-        }
         pace = _pace(backend, options)
         # Where jobs end with their client, there is nobody to go on without it.
         alone = ends_with_client(backend.name)
         self.engine = Engine(
-            HandOver(standings, common=common, steward=options.steward and not alone),
+            HandOver(standings, common=_common(options), steward=options.steward and not alone),
             Watch(cache, backend, pace, standings),
         )
         self.deferred = Deferred()
+        self.workers: WorkerPool | None = None
         self._preparer = Preparer(cache, backend, options)
+
+    def employ(self, force: Workforce) -> None:
+        """Have tasks run on workers."""
+        self.workers = force.pool
+        self._preparer.initial = force.initial
+
+    def resize(self, number: int) -> None:
+        """Have another number of workers.
+
+        Raises
+        ------
+        ConfigurationError
+            It is no number of workers.
+        """
+        assert self.workers is not None, "who has none is not asked to have more"
+        try:
+            self.workers.resize(resource_values.count(number))
+        except ValueError as error:
+            raise ConfigurationError(f"max_workers {error}, not {number!r}") from None
 
     def surroundings(self) -> Surroundings:
         """Take the surroundings of this moment."""
@@ -212,7 +244,10 @@ class Session:
         graph = ingest(
             dsk,
             keys,
-            annotations={**said, "resources": {**asked, **(said.get("resources") or {})}},
+            annotations={
+                **said,
+                **self._preparer.annotations({**asked, **(said.get("resources") or {})}),
+            },
             resource_rules=self.options.resource_rules,
         )
         let_go(graph.tasks.values())
@@ -257,10 +292,26 @@ class Session:
             engine.join()
 
 
+def _common(options: Options) -> dict[str, Any]:
+    """Return what all jobs of all runs share, as JSON data."""
+    return {
+        "python": list(sys.version_info[:2]),
+        "key_versions": options.key_versions,
+        "input_grace_s": options.input_grace_s,
+        "output_grace_s": options.output_grace_s,
+        "failure_grace_s": options.failure_grace_s,
+    }
+
+
 def _failed_parent(failed: ParentFailed, function: str) -> BaseException:
     parent = failed.future
     key = parent.key if isinstance(parent, BatchFuture) else ""
     return dependency_failure(failed.error, key="", function=function, root=key, root_function="")
+
+
+def _elsewhere(options: Options) -> bool:
+    """Whether jobs run on machines that may see files later than this one."""
+    return reach_of(options.backend) is Reach.CLUSTER or spans_machines(options.backend)
 
 
 def _barred(barred: Barred, where: str) -> ConfigurationError:
@@ -273,11 +324,11 @@ def _barred(barred: Barred, where: str) -> ConfigurationError:
 
 def _pace(backend: Backend, options: Options) -> Pace:
     """Return how often to ask: politely where others ask the same batch system."""
-    if not (backend.shared or spans_machines(backend.name)):
+    if not (backend.shared or _elsewhere(options)):
         return Pace(
             0.0, 0.0, output_grace_s=1.0, failure_grace_s=0.0, fixed_look_s=options.refresh_rate
         )
-    prompt = tells_at_once(backend)
+    prompt = not backend.shared or tells_at_once(backend)
     return Pace(
         0.0 if prompt else options.shortest_poll_s,
         0.0 if prompt else options.longest_poll_s,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_batch.config import Options
+from dask_batch.errors import ResourceError
 from dask_batch.resources import task_options
 from dask_batch.session import Session, open_session
 
@@ -40,6 +41,11 @@ class Sessions:
         if directory is None:
             return self.main
         path = Path(str(task_options({"cache_directory": directory}).cache_directory))
+        if path not in self._by_cache and self._options.block_allocation:
+            raise ResourceError(
+                f"cache_directory={str(path)!r}: the workers of this executor are those of its own "
+                "cache; create another executor for another one"
+            )
         if path not in self._by_cache:
             self._by_cache[path] = open_session(replace(self._options, cache_directory=path))
         return self._by_cache[path]

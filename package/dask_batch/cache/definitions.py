@@ -72,7 +72,12 @@ class Definition:
 
 
 def write_definitions(
-    cache: Cache, run_id: str, common: Mapping[str, Any], tasks: Sequence[DefinitionDraft]
+    cache: Cache,
+    run_id: str,
+    common: Mapping[str, Any],
+    tasks: Sequence[DefinitionDraft],
+    *,
+    section: str = "definitions",
 ) -> Path:
     """Write the definitions of a run's tasks, on the disk when this returns.
 
@@ -86,13 +91,15 @@ def write_definitions(
         What all tasks share: JSON.
     tasks
         In the order of their indices.
+    section
+        The part of the cache that it belongs to.
 
     Raises
     ------
     CacheError
         It cannot be written, or the run has one.
     """
-    path = cache.path / "definitions" / f"{run_id}.h5"
+    path = cache.path / section / f"{run_id}.h5"
     content = _Content()
     shared = content.add(_json(common))
     table = np.zeros(len(tasks), _ROW)

@@ -22,7 +22,7 @@ MARKER = "dask-batch-cache.json"
 _TEXT = b'{"format": "dask-batch cache", "version": %d}\n' % FORMAT_VERSION
 SECTIONS = (
     "results", "claims", "runs", "attempts", "definitions", "names", "logs", "checkpoints",
-    "ranks", "damaged", "retired",
+    "ranks", "damaged", "retired", "workers",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Surface(concurrent.futures.Executor):
 
     _options: Options
     _shut_down: bool
+    max_workers: Any
     _calls: weakref.WeakSet[concurrent.futures.Future[Any]]
     """The futures of the calls that have not ended."""
 
@@ -82,22 +83,10 @@ class Surface(concurrent.futures.Executor):
             "backend": options.backend,
             **{name: asked.get(name, _DEFAULTS.get(name)) for name in _OF_EACH_CALL},
             "cache_directory": str(options.cache_directory),
-            "max_workers": options.max_workers,
+            "max_workers": self.max_workers,
             "max_cores": options.max_cores,
             "log_obj_size": options.log_obj_size,
         }
-
-    @property
-    def max_workers(self) -> int | None:
-        """How many jobs may run at the same time; None: as many as the batch system lets."""
-        return self._options.max_workers
-
-    @max_workers.setter
-    def max_workers(self, max_workers: int) -> None:
-        raise FixedWorkersError(
-            f"max_workers={max_workers!r}: the number of workers can only be changed where there "
-            "are workers, with block_allocation=True; without them, create another executor"
-        )
 
     @property
     def future_queue(self) -> queue.Queue[Any] | None:

@@ -246,6 +246,10 @@ class Walk:
         if ranks is not None and ranks != 1:
             # What a function computes may depend on how many run it; no other resource matters.
             yield "ranks", self._literals.digest(int(ranks), "annotation ranks", notes)
+        initial = unit.annotations.get("init_function")
+        if initial:
+            # The key of what its worker begins with: that may give it arguments.
+            yield "init_function", self._literals.digest(initial, "init_function", notes)
         if isinstance(unit.expression, Call):
             yield from self._call(unit.expression, unit.scope, "", notes)
         else:

@@ -1,63 +1,12 @@
-"""``python -m dask_batch.job DEFINITION INDEX``: run one task of a task-definition file.
-
-Whatever interpreter this is started with must be able to read this file, so as to say what is
-wrong with it. There is no place for a record before the cache can be read: the log and the exit
-code tell.
-"""
+"""``python -m dask_batch.job DEFINITION INDEX``: run one task of a task-definition file."""
 
 from __future__ import annotations
 
-import os
 import sys
 
-from dask_batch.job import exit_codes
-
-_OLDEST = (3, 11)
-
-
-def _refuse(code: int, problem: str) -> int:
-    here = f"{sys.executable} (Python {sys.version.split()[0]}) on {os.uname().nodename}"
-    sys.stderr.write(
-        f"dask-batch: {here} {problem}; resource_dict={{'python': ...}} names another interpreter, "
-        "'job_script_prologue' prepares an environment\n"
-    )
-    return code
-
-
-def _keep_off_working_directory() -> None:
-    """Take away what an empty entry of PYTHONPATH stands for: the directory that we are in.
-
-    A file there that is called like a library would be imported in its place. What the client
-    imported from there is found all the same: its path is taken over, behind everything else.
-    """
-    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if {"", os.curdir} & set(named):
-        here = os.getcwd()
-        sys.path[:] = [entry for entry in sys.path if entry in named or entry not in ("", here)]
-
-
-def _start(definition: str, index: int) -> int:
-    if sys.version_info < _OLDEST:
-        return _refuse(exit_codes.BAD_PYTHON, "is too old: dask_batch needs Python 3.11")
-    try:
-        _keep_off_working_directory()
-        from dask_batch.job.run import main
-    except ModuleNotFoundError as error:
-        return _refuse(exit_codes.NO_MODULE, f"does not have the module {error.name}")
-    except ImportError as error:
-        return _refuse(exit_codes.NO_MODULE, f"cannot import what a job needs: {error}")
-    return main(definition, index)
-
+from dask_batch.job import threshold
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or not sys.argv[2].isdecimal():
         sys.exit("usage: python -m dask_batch.job DEFINITION INDEX")
-    code = _start(sys.argv[1], int(sys.argv[2]))
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):  # full disk; closed or replaced
-            continue
-    # The result is published: threads and exit handlers that the function left behind must not
-    # be able to hang or fail a job that has succeeded.
-    os._exit(code)
+    threshold.leave(threshold.run("dask_batch.job.run", sys.argv[1], int(sys.argv[2])))

@@ -14,6 +14,7 @@ from dask_batch.job import checks
 from dask_batch.job.endings import EndedError, described, summary
 from dask_batch.job.exit_codes import NO_MODULE
 from dask_batch.job.inputs import Inputs
+from dask_batch.job.kept import NOTHING, Kept
 from dask_batch.job.surroundings import CHECKPOINT_VARIABLE
 from dask_batch.spec import Step, evaluate
 
@@ -31,12 +32,17 @@ class Body:
         What it loads from the store.
     checkpoints
         Where it may leave what its next attempt is to find.
+    kept
+        Gives the arguments that a call has left open.
     """
 
-    def __init__(self, definition: Definition, inputs: Inputs, checkpoints: Path) -> None:
+    def __init__(
+        self, definition: Definition, inputs: Inputs, checkpoints: Path, kept: Kept = NOTHING
+    ) -> None:
         self._definition = definition
         self._inputs = inputs
         self._checkpoints = checkpoints
+        self._kept = kept
         # Asked for before the function can set one for itself.
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         self._space_limited = soft != resource.RLIM_INFINITY
@@ -89,7 +95,7 @@ class Body:
             checkpoints /= f"before-{behind}"
         os.environ[CHECKPOINT_VARIABLE] = str(checkpoints)
         try:
-            return evaluate(step.expression, values)
+            return evaluate(self._kept.filled(step.expression), values)
         except BaseException as error:
             if isinstance(error, ModuleNotFoundError):
                 error.add_note(f"The job ran {checks.where()}; {checks.REMEDY}.")

@@ -39,6 +39,7 @@ from dask_batch.job.endings import (
 from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.fitness import check_files, check_libraries, enter_surroundings
 from dask_batch.job.inputs import Inputs
+from dask_batch.job.kept import NOTHING, Kept
 from dask_batch.job.opening import RefusedError, open_task
 from dask_batch.job.publishing import Publication
 from dask_batch.job.recording import record_end
@@ -50,7 +51,7 @@ from dask_batch.job.turn import Turn
 __all__ = ["main"]
 
 
-def main(definition_path: str, index: int) -> int:
+def main(definition_path: str, index: int, kept: Kept = NOTHING) -> int:
     """Run one attempt.
 
     Parameters
@@ -59,6 +60,8 @@ def main(definition_path: str, index: int) -> int:
         The task-definition file of a run, in a cache directory.
     index
         Which of its tasks to run.
+    kept
+        What this process keeps between tasks, if it runs several.
 
     Returns
     -------
@@ -71,15 +74,16 @@ def main(definition_path: str, index: int) -> int:
     except RefusedError as refusal:
         say(str(refusal))
         return refusal.exit_code
-    return Attempt(cache, definition).run()
+    return Attempt(cache, definition, kept).run()
 
 
 class Attempt:
     """One attempt, from its definition to its result or its end record."""
 
-    def __init__(self, cache: Cache, definition: Definition) -> None:
+    def __init__(self, cache: Cache, definition: Definition, kept: Kept = NOTHING) -> None:
         self.cache = cache
         self.definition = definition
+        self.kept = kept
         self.common: Mapping[str, Any] = definition.common
         self.header: Mapping[str, Any] = definition.header
         self.key: str = definition.header["key"]
@@ -91,7 +95,7 @@ class Attempt:
         self.inputs = Inputs(
             cache, self.header["input_claims"], float(self.common["input_grace_s"])
         )
-        self.body = Body(definition, self.inputs, checkpoint_path(cache, self.key))
+        self.body = Body(definition, self.inputs, checkpoint_path(cache, self.key), kept)
         self.versions: Mapping[str, str | None] = {}
 
     def run(self) -> int:
@@ -130,9 +134,8 @@ class Attempt:
 
     def _make(self) -> None:
         """Make the attempt, up to its result."""
-        self._check()
-        self.inputs.wait(self.header["inputs"])
-        enter_surroundings(self.surroundings, cpus=self.header["cpus"])
+        self.kept.check()
+        self._prepare()
         if self.header.get("ranks"):
             self._lead()
             return
@@ -144,6 +147,9 @@ class Attempt:
         """Let MPI ranks make it; the first of them publishes."""
         from dask_batch.job.ranks.leader import Leader
 
+        if self.kept.crew is not None:
+            self.kept.crew.lead(self._publication(), self.definition)
+            return
         Leader(self._publication(), self.definition).run()
 
     def _done(self) -> int:
@@ -166,6 +172,12 @@ class Attempt:
         return Cutoff(record, ends_at=limit.ends_at, warn_at=limit.warn_at)
 
     # ---- its parts -------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """See that all is as it must be, and be where the client was."""
+        self._check()
+        self.inputs.wait(self.header["inputs"])
+        enter_surroundings(self.surroundings, cpus=self.header["cpus"])
 
     def _check(self) -> None:
         """End the attempt if this interpreter or its libraries are not those that were hashed."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dask_batch.backends.base import Job, JobState
+from dask_batch.backends.local.script import DEFAULT_PROGRAM
 from dask_batch.backends.within import commands
 from dask_batch.backends.within.children import Child
 from dask_batch.backends.within.launcher import Ended, Room
@@ -76,8 +77,8 @@ class ProcessLauncher:
             It cannot be started.
         """
         out, err = commands.prepare_logs(job)
-        # The leader of MPI ranks ends them, when it is asked to end itself.
-        leads = int(job.resources.get("cores") or 1) > 1
+        # The leader of MPI ranks, and a worker's keeper, end others when asked to end themselves.
+        leads = int(job.resources.get("cores") or 1) > 1 or job.program != DEFAULT_PROGRAM
         with open(out, "ab") as stdout, open(err, "ab") as stderr:
             child = Child.start(
                 commands.command(job),

@@ -27,6 +27,7 @@ __all__ = ["Exchange", "exchange_path"]
 _ORDER = "order.json"
 _BEGUN = "begun-"
 _FAILED = "failed-"
+_DONE = "done-"
 
 
 def exchange_path(cache: Cache, key: str, generation: int) -> Path:
@@ -66,6 +67,10 @@ class Exchange:
         """Return the records of ranks that have failed, the earliest first."""
         return sorted(self._records(_FAILED), key=lambda record: record["time"])
 
+    def done(self) -> bool:
+        """Return whether the ranks, which stay, have done with the order."""
+        return any(self._records(_DONE))
+
     def remove(self) -> None:
         """Remove it, as far as the file system lets."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -101,6 +106,10 @@ class Exchange:
         record = {"rank": rank, "exit_code": ended.exit_code, "fields": ended.fields}
         with contextlib.suppress(CacheError):  # the leader is told by its exit code all the same
             self._say(_FAILED, record)
+
+    def finish(self) -> None:
+        """Say that all ranks have done with the order, and stay."""
+        self._say(_DONE, {})
 
     def _say(self, prefix: str, record: Mapping[str, Any]) -> None:
         host, pid = socket.gethostname(), os.getpid()

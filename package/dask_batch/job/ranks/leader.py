@@ -26,7 +26,7 @@ from dask_batch.job.ranks.library import Library, find_library
 from dask_batch.job.say import say
 from dask_batch.job.tether import tethered
 
-__all__ = ["Leader"]
+__all__ = ["Leader", "advice_on", "end_ranks", "first_of", "thread_variables"]
 
 _LOOK_S = 0.1
 _ABORT_S = 3.0
@@ -75,7 +75,7 @@ class Leader:
             try:
                 self._watch(process, exchange)
             finally:
-                _end(process, exchange)
+                end_ranks(process, exchange)
             self._judge(process.returncode, exchange, (how, library))
         finally:
             exchange.remove()
@@ -87,7 +87,7 @@ class Leader:
             "job_id": one.job_id,
             "started": one.started,
             "count": self._asked["count"],
-            "advice": _advice(how, library),
+            "advice": advice_on(how, library),
             "how": how.words,
             "mpiexec": how.argv[0] not in ("srun", "flux"),
         }
@@ -100,22 +100,13 @@ class Leader:
             return subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **self._thread_variables(), **how.variables},
+                env={**os.environ, **thread_variables(self._asked), **how.variables},
                 preexec_fn=tethered(signal.SIGTERM),
             )
         except OSError as error:
             raise EndedError(
                 "environment", f"the ranks cannot be started by {how.argv[0]}: {error.strerror}"
             ) from error
-
-    def _thread_variables(self) -> dict[str, str]:
-        """Return the sizes of thread pools where they are those of all ranks together."""
-        cpus, total = str(self._asked["cpus"]), str(self._asked["cpus"] * self._asked["count"])
-        return {
-            name: cpus
-            for name, value in os.environ.items()
-            if name.endswith("_NUM_THREADS") and value == total
-        }
 
     # ---- meanwhile -------------------------------------------------------------------------
 
@@ -143,7 +134,7 @@ class Leader:
             return
         failures = exchange.failures()
         if failures:
-            raise _first(failures, self._asked["count"])
+            raise first_of(failures, self._asked["count"])
         number = _signal_of(code)
         if number in _KILLED:
             message = f"the ranks were killed by signal {number}, and left no record of why"
@@ -168,11 +159,21 @@ class Leader:
         return EndedError(
             "environment",
             f"the ranks, started by `{how.words}`, ended with exit code {code} before MPI was "
-            f"initialised by {library.name}; the log has its words. {_advice(how, library)}",
+            f"initialised by {library.name}; the log has its words. {advice_on(how, library)}",
         )
 
 
-def _first(failures: list[dict[str, Any]], count: int) -> EndedError:
+def thread_variables(asked: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sizes of thread pools where they are those of all ranks together."""
+    cpus, total = str(asked["cpus"]), str(asked["cpus"] * asked["count"])
+    return {
+        name: cpus
+        for name, value in os.environ.items()
+        if name.endswith("_NUM_THREADS") and value == total
+    }
+
+
+def first_of(failures: list[dict[str, Any]], count: int) -> EndedError:
     """Return how the attempt ends, by the record of the rank that failed first."""
     record = failures[0]
     fields = dict(record["fields"])
@@ -196,7 +197,7 @@ def _signal_of(code: int | None) -> int:
     return number if number in _KILLED | _FATAL else 0
 
 
-def _advice(how: Launch, library: Library) -> str:
+def advice_on(how: Launch, library: Library) -> str:
     """Say what to try where library and starter do not understand each other."""
     if how.argv[0] == "srun":
         fits = "pmix" if library.is_open_mpi else "pmi2"
@@ -227,7 +228,7 @@ def _out_of_memory() -> bool:
 # ---- ending them -----------------------------------------------------------------------------
 
 
-def _end(process: subprocess.Popen[bytes], exchange: Exchange) -> None:
+def end_ranks(process: subprocess.Popen[bytes], exchange: Exchange) -> None:
     """End ranks that have not ended, and wait for whoever started them."""
     if process.poll() is None:
         _cancel_step(exchange)

@@ -25,6 +25,7 @@ from dask_batch.job.endings import EndedError, described, left_by_itself, summar
 from dask_batch.job.exit_codes import FAILED, NO_MODULE
 from dask_batch.job.fitness import check_files, check_libraries, enter_surroundings
 from dask_batch.job.inputs import Inputs
+from dask_batch.job.kept import NOTHING, Kept
 from dask_batch.job.publishing import Publication, unstorable
 from dask_batch.job.ranks.exchange import Exchange
 from dask_batch.job.ranks.messages import broadcast_bytes, broadcast_object, gather_objects
@@ -33,7 +34,7 @@ from dask_batch.job.say import say
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["main"]
+__all__ = ["Rank", "check_size", "main", "started_mpi"]
 
 
 def main(definition: str, index: int, folder: str) -> int:
@@ -42,11 +43,11 @@ def main(definition: str, index: int, folder: str) -> int:
     order = exchange.order()
     rank: int | None = None
     try:
-        mpi = _mpi()
+        mpi = started_mpi()
         rank = mpi.COMM_WORLD.rank
         exchange.begin_rank(rank)
-        _check_size(mpi, order)
-        _Rank(mpi.COMM_WORLD.Dup(), exchange, order, (Path(definition), index)).run()
+        check_size(mpi, order)
+        Rank(mpi.COMM_WORLD.Dup(), exchange, order, (Path(definition), index)).run()
     except EndedError as ended:
         return _failed(exchange, rank, ended, order["count"])
     except BaseException as error:
@@ -56,7 +57,7 @@ def main(definition: str, index: int, folder: str) -> int:
     return 0
 
 
-def _mpi() -> Any:
+def started_mpi() -> Any:
     """Initialise MPI and return mpi4py's module."""
     _keep_apart()
     try:
@@ -78,7 +79,7 @@ def _keep_apart() -> None:
         os.environ.setdefault("OMPI_MCA_btl_vader_backing_directory", folder)
 
 
-def _check_size(mpi: Any, order: Mapping[str, Any]) -> None:
+def check_size(mpi: Any, order: Mapping[str, Any]) -> None:
     """See that all ranks have found each other: else each would compute as if it were alone."""
     size = mpi.COMM_WORLD.size
     if size != order["count"]:
@@ -108,7 +109,7 @@ def _shared_memory() -> int:
     return int(MPI.COMM_TYPE_SHARED)
 
 
-class _Rank:
+class Rank:
     """What one rank does with all the others."""
 
     def __init__(
@@ -128,19 +129,27 @@ class _Rank:
 
     def run(self) -> None:
         """Compute, gather, and publish."""
+        value = self.value()
+        self.publish(value, self.pickled(value))
+
+    def value(self, kept: Kept = NOTHING) -> Any:
+        """Return what the function returns at this rank, with what is kept there."""
         common, header = self._definition.common, self._header
         surroundings = common["surroundings"][header["surroundings"]]
-        versions = check_libraries(common, header, surroundings)
+        self._versions = check_libraries(common, header, surroundings)
         enter_surroundings(surroundings, cpus=header["ranks"]["cpus"])
-        self._take_devices(header["ranks"]["gpus"])
+        if not kept.settled:
+            self._take_devices(header["ranks"]["gpus"])
+        checkpoints = checkpoint_path(self._cache, self._key)
         with Contained(self._left):
-            value = Body(
-                self._definition, self._inputs(), checkpoint_path(self._cache, self._key)
-            ).value()
-        values = gather_objects(self.comm, value, self._pickled(value))
+            return Body(self._definition, self._inputs(), checkpoints, kept).value()
+
+    def publish(self, value: Any, pickled: pickling.Pickled | None) -> None:
+        """Gather what all ranks have computed; the first of them publishes it."""
+        values = gather_objects(self.comm, value, pickled)
         if self.comm.rank == 0:
-            check_files(header)
-            self._publication(versions).publish(values)
+            check_files(self._header)
+            self._publication(self._versions).publish(values)
         self.comm.Barrier()  # nobody leaves, and is missed, before that is done
 
     def _take_devices(self, each: int) -> None:
@@ -171,7 +180,8 @@ class _Rank:
         inputs = Inputs(self._cache, self._header["input_claims"], grace_s)
         return _SharedInputs(self.comm, inputs)
 
-    def _pickled(self, value: Any) -> pickling.Pickled | None:
+    def pickled(self, value: Any) -> pickling.Pickled | None:
+        """Return what a rank sends of its value; the first one sends nothing."""
         if self.comm.rank == 0:
             return None
         try:

@@ -1,0 +1,193 @@
+"""Workers come and go: started, counted, dismissed, and replaced when they die.
+
+All of it happens under the lock of the pool that they belong to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import deque
+from dataclasses import replace
+from typing import Final
+
+from dask_batch.backends.base import Job, JobState
+from dask_batch.backends.within.launcher import Ended, Launcher
+from dask_batch.backends.workers.worker import State, Worker, words_of
+from dask_batch.errors import BackendError
+
+__all__ = ["Staff"]
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S: Final = 30.0
+"""How long what starts workers may take to tell how one has ended whose connection has."""
+
+
+class Staff:
+    """The workers of one pool.
+
+    Parameters
+    ----------
+    starter
+        Starts their processes.
+    like
+        A job that is a worker: what each needs and runs.
+    count
+        How many there are to be.
+    restart_limit
+        How often the process in a worker's place may be replaced when it dies.
+
+    Attributes
+    ----------
+    workers
+        By number.
+    closing
+        Whether all end.
+    """
+
+    def __init__(self, starter: Launcher, like: Job, *, count: int, restart_limit: int) -> None:
+        self.starter = starter
+        self.like = like
+        self.count = count
+        self.workers: dict[int, Worker] = {}
+        self.closing = False
+        self._restart_limit = restart_limit
+        self._numbers = itertools.count()
+        self._due: deque[int] = deque()
+        """Workers to be started: for each, how often the process in its place has died."""
+        self._why = ""
+        """Why the last one is gone that has not been replaced."""
+
+    # ---- how many there are ----------------------------------------------------------------
+
+    @property
+    def deserted(self) -> bool:
+        """Whether there is no worker, and none is to come."""
+        return not (self.workers or self._due)
+
+    @property
+    def able(self) -> int:
+        """How many have a task, or could have one."""
+        return sum(w.state in (State.IDLE, State.BUSY) for w in self.workers.values())
+
+    def begin(self) -> None:
+        """Have as many started as there are to be."""
+        self._due.extend([0] * self.count)
+
+    def resize(self, count: int) -> None:
+        """Have more started, or some end: first those with nothing to do, others after theirs."""
+        self.count = count
+        staying = [w for w in self.workers.values() if not w.leaving]
+        missing = count - len(staying) - len(self._due)
+        self._due.extend([0] * missing)
+        while self._due and missing < 0:
+            self._due.pop()
+            missing += 1
+        for worker in sorted(staying, key=_worth)[: max(-missing, 0)]:
+            worker.leaving = True
+            if worker.task is None:
+                self.dismiss(worker)
+
+    def why_none(self) -> str:
+        """Say why there is no worker, and what to try."""
+        return (
+            f"no worker is left: {self._why or 'all have been dismissed'}. Raise restart_limit if "
+            "that was an accident; if memory was short, ask for more. What the workers said is in "
+            f"{self.like.log_directory}"
+        )
+
+    # ---- they come -------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Start those that are due."""
+        while self._due:
+            number = next(self._numbers)
+            restarts = self._due.popleft()
+            job = replace(self.like, index=number, name=f"{self.like.name}-{number}")
+            try:
+                started = self.starter.start(job, job.name)
+            except BackendError as error:
+                self._why = f"worker {number} could not be started: {error}"
+                logger.warning(self._why)
+                self._due.clear()
+                return
+            self.workers[number] = Worker(number, started, restarts)
+
+    # ---- and go ----------------------------------------------------------------------------
+
+    def dismiss(self, worker: Worker) -> None:
+        """Have a worker end."""
+        worker.leaving = True
+        if worker.state is State.IDLE:
+            worker.state = State.STARTING  # no task for it any more
+        if worker.channel is not None:
+            worker.tell({"do": "end"})
+        else:
+            worker.started.kill()
+
+    def disband(self, why: str) -> list[Worker]:
+        """Have all workers end, and none started any more; return those that there were."""
+        self._why = why
+        self._due.clear()
+        workers = list(self.workers.values())
+        for worker in workers:
+            self.dismiss(worker)
+        self.workers.clear()
+        return workers
+
+    def died(self, worker: Worker, how: Ended, *, connected: bool) -> None:
+        """Fill the place of a worker whose process has ended by itself, if that may be."""
+        again = worker.restarts < self._restart_limit
+        worker.restarts += 1
+        limit = f"restart_limit={self._restart_limit}"
+        next_ = f"it is replaced ({worker.restarts} of {limit})" if again else f"{limit} is used up"
+        said = f"{worker} {words_of(how)}{_task_of(worker)}; {next_}"
+        expected = self.closing or worker.leaving
+        worker.finish(how if expected else replace(how, reason=said))
+        worker.state = State.STARTING
+        if expected:
+            if connected:
+                self.dismiss(worker)
+            return
+        logger.warning(said)
+        if again and connected:
+            worker.tell({"do": "renew"})
+        elif again:
+            self._due.append(worker.restarts)
+        else:
+            self._why = said
+            self._let_go(worker)
+
+    def _let_go(self, worker: Worker) -> None:
+        """Forget a worker that has no place any more."""
+        self.workers.pop(worker.number, None)
+        if worker.channel is not None:
+            worker.tell({"do": "end"})
+            worker.channel.close()
+            worker.channel = None
+
+    def look(self) -> bool:
+        """Look for workers whose processes have ended; return whether there were any."""
+        count = len(self.workers)
+        now = time.monotonic()
+        for worker in [w for w in self.workers.values() if w.channel is None]:
+            how = worker.started.ended()
+            if how is None and worker.state is State.LOST and now - worker.lost_at > _PATIENCE_S:
+                worker.started.kill()
+                how = Ended(JobState.FAILED, reason="its connection has ended")
+            if how is not None:
+                del self.workers[worker.number]
+                self.died(worker, how, connected=False)
+        return len(self.workers) < count
+
+
+def _worth(worker: Worker) -> tuple[int, int]:
+    """Order workers by what is lost with them: the least first."""
+    order = (State.LOST, State.STARTING, State.IDLE, State.BUSY)
+    return order.index(worker.state), -worker.number
+
+
+def _task_of(worker: Worker) -> str:
+    return f" while it ran {worker.task.job.name}" if worker.task is not None else ""
