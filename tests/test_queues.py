@@ -8,11 +8,11 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_batch import queues
+from dask_batch import queue_files
 from dask_batch.backends.command import Completed
 from dask_batch.config import resolve
 from dask_batch.errors import CommandError, ConfigurationError, ResourceError, TemplateError
-from dask_batch.queues import read_queues
+from dask_batch.queue_files import read_queues
 from dask_batch.resources import for_dask_task, for_executor_call
 
 SGE = """\
@@ -153,12 +153,12 @@ def test_a_template_that_does_not_parse(folder: Path):
     ],
 )
 def test_torque_stands_for_pbs_as_well(stdout: str, stderr: str, backend: str):
-    assert queues._flavour("torque", lambda *a, **k: Completed(stdout, stderr)) == backend
+    assert queue_files._flavour("torque", lambda *a, **k: Completed(stdout, stderr)) == backend
 
     def fails(*_: object, **__: object) -> Completed:
         raise CommandError(("qstat",), 1, "", "no")
 
-    assert queues._flavour("torque", fails) == "torque"
+    assert queue_files._flavour("torque", fails) == "torque"
 
 
 def test_the_directory_may_stand_in_the_configuration_of_dask(folder: Path, caplog):

@@ -20,7 +20,8 @@ from dask_batch.backends.gpus import Declared, declared
 from dask_batch.backends.registry import Setup, choose_backend
 from dask_batch.errors import ConfigurationError
 from dask_batch.foreign_options import without_foreign
-from dask_batch.queues import Queues, backend_of, read_queues
+from dask_batch.queue_files import read_queues
+from dask_batch.queues import Queues, backend_of
 from dask_batch.resource_values import count, flag, lines, natural
 from dask_batch.resources import merge_resources
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -146,13 +147,7 @@ def _describe(name: str, out: str, err: str, shell: str) -> Argv:
 
 
 def _listing(ids: Sequence[str]) -> Argv:
-    return ["qstat", "-u", _user(), "-s", "prsz", "-r", "-xml"]
-
-
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
+    return ["qstat", "-u", getpass.getuser(), "-s", "prsz", "-r", "-xml"]
 
 
 GRID_ENGINE: Final = System(
@@ -176,7 +171,7 @@ GRID_ENGINE: Final = System(
     provisional=frozenset({_ENDED}),
     past=Listing(lambda ids: ["qacct", "-j", *ids], read_qacct),
     past_by_name=lambda names: (
-        ["qacct", "-j", *names] if len(names) == 1 else ["qacct", "-o", _user(), "-j"]
+        ["qacct", "-j", *names] if len(names) == 1 else ["qacct", "-o", getpass.getuser(), "-j"]
     ),
     release=lambda ids: ["qrls", ",".join(ids)],
     cancel=lambda ids: ["qdel", ",".join(ids)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -97,17 +98,11 @@ def _describe(name: str, out: str, err: str, shell: str) -> Argv:
 
 
 def _queue(ids: Sequence[str]) -> Argv:
-    return ["showq", "--xml", "-w", f"user={_user()}"]
+    return ["showq", "--xml", "-w", f"user={getpass.getuser()}"]
 
 
 def _completed(ids: Sequence[str]) -> Argv:
-    return ["showq", "-c", "--xml", "-w", f"user={_user()}"]
-
-
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
+    return ["showq", "-c", "--xml", "-w", f"user={getpass.getuser()}"]
 
 
 MOAB: Final = System(
