@@ -115,7 +115,8 @@ class Allocation:
         argv = ["sacct", "-n", "-P", "-j", self.job_id, "--format=JobID,JobName%80,State"]
         out = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
         rows = (line.split("|") for line in out.splitlines())
-        return {name: state for step, name, state in rows if step.rpartition(".")[2].isdecimal()}
+        numbered = (row for row in rows if row[0].partition(".")[2].isdecimal())
+        return {name: state for _, name, state in numbered}
 
     def running_steps(self) -> list[str]:
         """Return the names of the numbered steps that run now."""

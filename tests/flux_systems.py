@@ -122,11 +122,11 @@ class System:
         self.backend.close()
 
 
-def until(condition) -> None:
+def until(condition, what=lambda: "") -> None:
     """Look again and again until a condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, what()
         time.sleep(0.02)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,8 +36,6 @@ def fill(megabytes: int) -> int:
 
 def sleep_long(folder: Path, name: str) -> None:
     """Leave the process's id behind, and sleep whatever signals come."""
-    import signal
-
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (folder / f"{name}.pid").write_text(str(os.getpid()))
     time.sleep(300)
@@ -195,6 +194,39 @@ def too_large(folder: Path) -> Any:
     return told
 
 
+def once_failing(folder: Path, name: str) -> int:
+    """Fail the first time, and tell which time it is."""
+    trace(folder, name)
+    if traces(folder)[name] == 1:
+        kill_myself(9)
+    return traces(folder)[name]
+
+
+def repeated(folder: Path) -> Any:
+    asked = {"retries": 1, "retry_exceptions": True}
+    with Executor(cache_directory=folder / "cache") as exe:
+        future = exe.submit(once_failing, folder, "tried", resource_dict=asked)
+        return exe.submit(add, future, 10).result()
+
+
+def interrupted(folder: Path) -> Any:
+    import dask
+
+    task = dask.delayed(sleep_long)
+    graph = [task(folder, f"sleeper{i}") for i in range(2)]
+    options = {"backend": "slurm-step", "cache_directory": folder / "cache"}
+    return dask.compute(*graph, scheduler=cluster_get, **options)
+
+
+def two_executors(folder: Path) -> Any:
+    options = {"cache_directory": folder / "cache"}
+    with Executor(max_workers=1, **options) as one, Executor(max_workers=1, **options) as other:
+        first = one.submit(at_work, folder, 1.0)
+        second = other.submit(noted, folder, "second", [first])
+        same = other.submit(at_work, folder, 1.0)
+        return [second.result()[0] == first.result() == same.result()]
+
+
 def ends_without_shutdown(folder: Path) -> Any:
     exe = Executor(cache_directory=folder / "cache")
     exe.submit(at_work, folder)
@@ -203,6 +235,8 @@ def ends_without_shutdown(folder: Path) -> Any:
 
 
 if __name__ == "__main__":
+    # What a shell starts in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     name, where, *rest = sys.argv[1:]
     answer = globals()[name](Path(where), *rest)
     print(json.dumps(answer), flush=True)

@@ -240,7 +240,8 @@ def test_one_task_is_terminated_and_then_all(exe: SingleNodeExecutor, cache: Pat
     assert not other.done()
     terminate_tasks_in_cache(cache, backend="slurm")  # none of its jobs are here
     assert not other.done()
-    terminate_tasks_in_cache(cache_directory=str(cache), backend="local")
+    options = {"backend": "local", "pysqa_config_directory": str(folder)}
+    terminate_tasks_in_cache(cache_directory=str(cache), **options)
     assert isinstance(other.exception(60), CancelledTaskError)
     assert get_future_from_cache(cache, finished.key).result(0) == 3
     # It may be computed again.

@@ -122,6 +122,33 @@ def test_what_a_job_may_still_need_stays(
     assert {path for path in cache.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("state", [JobState.HELD, JobState.WAITING, JobState.DEPENDENCY_FAILED])
+def test_what_is_queued_for_nothing_is_ended(cache: Cache, batch: Asked, state: JobState) -> None:
+    """A controller that was killed brings it back."""
+    claims = hand_over(cache, "run", KEYS[:2])
+    claims.record("run", {"event": "steward", "name": "steward-run-0", "id": "77"})
+    batch.states = {"id-f-run-0": state, "id-f-run-1": JobState.COMPLETED, "77": state}
+    cache.publish(KEYS[0], 1, {})
+    clean(cache.path)
+    assert not batch.cancelled  # the other one is open, and may be repeated
+    cache.publish(KEYS[1], 1, {})
+    clean(cache.path, dry_run=True)
+    assert not batch.cancelled
+    clean(cache.path)
+    assert sorted(batch.cancelled) == ["77", "id-f-run-0"]
+
+
+def test_what_another_run_waits_for_or_is_at_work_is_not_ended(cache: Cache, batch: Asked) -> None:
+    claims = hand_over(cache, "run", KEYS[:1])
+    cache.publish(KEYS[0], 1, {})
+    batch.states = {"id-f-run-0": JobState.RUNNING}
+    clean(cache.path)
+    claims.record("run", {"event": "awaited", "run": "later"})
+    batch.states = {"id-f-run-0": JobState.WAITING}
+    clean(cache.path)
+    assert not batch.cancelled
+
+
 def test_what_nobody_has_heard_of_for_a_month_is_over(cache: Cache, batch: Asked) -> None:
     unfinished_unasked(cache, batch)
     aged(cache, 31)

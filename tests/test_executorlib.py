@@ -90,6 +90,17 @@ def test_the_root_has_the_name(name: str) -> None:
     assert name in dir(dask_batch)
 
 
+def test_the_helpers_are_in_a_module_of_their_own_as_well() -> None:
+    from dask_batch import compat
+
+    assert {getattr(compat, name) for name in compat.__all__} == {
+        getattr(dask_batch, name) for name in compat.__all__
+    }
+    assert set(compat.__all__) < set(ROOT)
+    with pytest.raises(AttributeError, match="SocketInterface"):
+        _ = compat.SocketInterface
+
+
 @pytest.mark.parametrize("name", SOCKETS)
 def test_what_is_about_sockets_is_refused_with_what_to_use(name: str) -> None:
     with pytest.raises(ImportError, match=f"{name}: "):
@@ -317,3 +328,20 @@ def test_the_same_call_again_does_not_hang(cache: Path, tmp_path: Path) -> None:
         for _ in range(3):
             assert exe.submit(noted, tmp_path, "once", 1).result(60) == 1
     assert traces(tmp_path) == {"once": 1}
+
+
+def test_max_cores_bounds_the_cpus_of_an_executor(cache: Path, tmp_path: Path) -> None:
+    with SingleNodeExecutor(max_cores=1, cache_directory=cache) as exe:
+        running = exe.submit(gated, tmp_path, "running")
+        poll(running.running, 60, "the start")
+        waiting = exe.submit(noted, tmp_path, "waiting")
+        with SingleNodeExecutor(cache_directory=cache) as other:
+            assert other.submit(add, 1, 2).result(60) == 3  # there is room on the machine
+        assert not waiting.done()
+        assert traces(tmp_path) == {"running": 1}
+        with pytest.raises(ResourceError, match="max_cores=1"):
+            exe.submit(add, 1, 2, resource_dict={"threads_per_core": 2})
+        open_gate(tmp_path)
+    assert waiting.done()
+    with pytest.raises(ConfigurationError, match="max_cores"):
+        SingleNodeExecutor(max_cores=0, cache_directory=cache)

@@ -102,6 +102,12 @@ def test_another_machine_is_asked_through_ssh(monkeypatch):
     assert asked == ["ssh://elsewhere.invalid/run/flux/local-0"]
 
 
+def test_a_name_that_is_no_host_reaches_no_command():
+    for name in ("flux@-oProxyCommand=x/run", "flux@a b/run", "flux@/run"):
+        with pytest.raises(BackendUnavailableError, match="is not where a Flux instance can be"):
+            open_flux(name)
+
+
 def test_the_enclosing_instance_is_known_by_its_place(monkeypatch, fake):
     monkeypatch.setenv("FLUX_URI", "local:///whatever")
     assert find_instance(fake.place, lambda uri: fake) is fake
@@ -182,21 +188,64 @@ def test_gates_go_with_a_hand_over_that_fails(system, fake):
     until(lambda: not fake.active())
 
 
-def test_an_opener_that_is_refused_opens_at_once(system, fake, monkeypatch):
+def test_a_repetition_whose_opener_is_refused_is_held_and_finished_later(system, fake, monkeypatch):
     job = system.job("test -e now", repeatable=True)
-    child = system.job("echo checks for itself", [job])
+    child = system.job("echo ran", [job])
     job_id, _ = system.go(job, child)
     system.wait_for(job, JobState.FAILED)
+    (system.logs / "now").touch()
     submit = fake.submit
 
     def refusing(requests):
         if any(each.name.startswith("opener-") for each in requests):
-            return [Refused("no") for _ in requests]
+            return [Refused("user has max number of jobs submitted") for _ in requests]
         return submit(requests)
 
-    monkeypatch.setattr(fake, "submit", refusing)
-    system.backend.rerun(job, job_id, {})
+    with monkeypatch.context() as refuse:
+        refuse.setattr(fake, "submit", refusing)
+        for _ in range(2):
+            with pytest.raises(QueueFullError):
+                system.backend.rerun(job, job_id, {})
+    (held,) = (row for row in fake.active() if row.name == job.name)
+    assert held.urgency == 0
+    assert system.backend.rerun(job, job_id, {}) == held.job_id
     system.wait_for(child, JobState.COMPLETED)
+    until(lambda: not fake.active())
+
+
+@pytest.mark.parametrize("refused", ["gate-", "opener-", "contract"])
+def test_who_cannot_wait_for_an_earlier_job_is_not_handed_over(system, fake, monkeypatch, refused):
+    job = system.job("sleep 1000", repeatable=True)
+    (job_id,) = system.go(job)
+    late = system.job("true", after=[job_id], patient=True)
+    submit = fake.submit
+
+    def refusing(requests):
+        if any(each.name.startswith(refused) for each in requests):
+            return [Refused("user has max number of jobs submitted") for _ in requests]
+        return submit(requests)
+
+    with monkeypatch.context() as refuse:
+        refuse.setattr(fake, "submit", refusing)
+        with pytest.raises(QueueFullError) as caught:
+            system.submit(late)
+    assert caught.value.job_name == late.name
+    assert not [row for row in fake.active() if row.name.startswith("gate-")]
+    system.go(late)
+    assert system.status(late).state is JobState.WAITING
+    system.backend.cancel(list(system.ids.values()))
+    until(lambda: not fake.active())
+
+
+def test_a_gate_without_an_opener_is_given_one(system, fake):
+    job = system.job("sleep 0.5", repeatable=True)
+    (job_id,) = system.go(job)
+    gates = system.backend._gates
+    fake.submit([gates.gate(job)])  # and then its client has died
+    late = system.job("echo ran", after=[job_id], patient=True)
+    system.go(late)
+    system.wait_for(late, JobState.COMPLETED)
+    until(lambda: not fake.active())
 
 
 def test_more_than_there_is_on_a_repetition_is_a_refusal(system):
@@ -319,7 +368,7 @@ def test_repeatable_jobs_and_their_gates_share_a_small_queue(tmp_path, monkeypat
             seconds = [exe.submit(add_funct, first, 1) for first in firsts]
             thirds = [exe.submit(add_funct, second, 1) for second in seconds]
             assert [third.result(200) for third in thirds] == [i + 2 for i in range(6)]
-        until(lambda: not fake.active())
+        until(lambda: not fake.active(), lambda: fake.active())
 
 
 def fails_at_first(folder, number):

@@ -149,6 +149,35 @@ def test_options_that_mean_nothing_here(cache: Path) -> None:
         exe.submit(add, 1, 2, resource_dict={"qos": "a"})
 
 
+def sums_of_jobs(folder: str, count: int) -> list[int]:
+    with FluxClusterExecutor(cache_directory=folder) as inner:
+        futures = [inner.submit(sum, [i, i]) for i in range(count)]
+        return [future.result() for future in futures]
+
+
+def test_a_job_that_hands_over_jobs(cache: Path, tmp_path: Path) -> None:
+    with FluxClusterExecutor(cache_directory=cache) as outer:
+        assert outer.submit(sums_of_jobs, str(tmp_path / "inner"), 3).result(120) == [0, 2, 4]
+    inner, outer_jobs = (
+        {e["queue_id"] for e in get_cache_data(c)} for c in (tmp_path / "inner", cache)
+    )
+    assert len(inner) == 3
+    assert not inner & outer_jobs
+
+
+def test_leaving_and_coming_back_and_what_was_allocated(cache: Path) -> None:
+    exe = FluxClusterExecutor(cache_directory=cache, resource_dict={"threads_per_core": 3})
+    left = [exe.submit(sum, [i, i]) for i in range(1, 4)]
+    exe.shutdown(wait=False, cancel_futures=False)
+    with FluxClusterExecutor(cache_directory=cache) as exe:
+        assert [exe.submit(sum, [i, i]).result(60) for i in range(1, 4)] == [2, 4, 6]
+    assert [future.result(60) for future in left] == [2, 4, 6]
+    for entry in get_cache_data(cache):
+        argv = ["flux", "jobs", "-no", "{ncores} {status}", entry["queue_id"]]
+        told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert told.split() == ["3", "COMPLETED"]
+
+
 # ---- failures ----------------------------------------------------------------------------------
 
 

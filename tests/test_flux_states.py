@@ -238,6 +238,13 @@ def test_a_list_may_lag_behind_the_journal(instance, journal):
     assert row.phase is Phase.INACTIVE
 
 
+def test_the_journal_may_lag_behind_a_list(instance, journal):
+    journal.ensure()
+    instance.tell(Event("f1", "submit", {"urgency": 16}, job_name="a"))
+    assert journal.newest([RUNNING]) == [RUNNING]
+    assert journal.rows(["f1"])["f1"].phase is Phase.DEPEND
+
+
 def test_only_so_much_is_remembered(instance, journal, monkeypatch):
     monkeypatch.setattr("dask_batch.backends.flux.journal._KEPT", 10)
     journal.ensure()

@@ -60,7 +60,7 @@ def test_each_cause_is_told_apart() -> None:
     assert len({verdict.outcome for verdict in verdicts if verdict is not None}) == len(ENDED)
 
 
-@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.DEPENDENCY_FAILED])
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.DEPENDENCY_FAILED, JobState.LOST])
 def test_a_job_that_fell_with_its_parent_waits_for_the_parents_verdict(state: JobState) -> None:
     assert judge(Evidence(status=status(state), parents_open=True)) is None
     assert judge(Evidence(status=status(state), parents_open=False)) is not None

@@ -98,6 +98,109 @@ def test_a_job_that_came_back_to_the_queue_for_ever_does_not_keep_others_waiting
     assert len(queue.cancels) == 1  # it is not told again and again
 
 
+def test_a_ghost_binds_what_is_over_as_well_and_that_is_ended_with_it(
+    client: Client, queue: Queue, later: Callable[[], None]
+) -> None:
+    futures = client.run(prepared("one"), prepared("two", "one"), prepared("three", "two"))
+    client.publish("one")
+    client.publish("two")
+    client.look()
+    assert futures["two"].done()
+    queue.say("one", JobState.RUNNING)
+    wait_for(queue, "two", "three", reason="Dependency")
+    client.look(5)
+    assert not queue.cancels
+    later()
+    client.look(2)
+    # "two" would wait for "one" until its time limit, and then for ever.
+    assert queue.cancels == [[queue.id_of("two")]]
+    queue.say("three", JobState.DEPENDENCY_FAILED)
+    client.look(3)
+    assert [each[0] for each in queue.reruns] == [queue.id_of("three")]
+
+
+def test_what_is_over_and_waits_is_left_alone_where_nobody_waits_for_it_by_name(
+    client: Client, queue: Queue, later: Callable[[], None]
+) -> None:
+    later()
+    client.run(prepared("done"), prepared("hungry"))
+    wait_for(queue, "done", "hungry", reason="Resources")
+    client.publish("done")
+    client.look(5)
+    assert not queue.cancels
+
+
+def test_after_an_outage_a_ghost_that_was_ended_may_be_back(
+    client: Client, queue: Queue, later: Callable[[], None]
+) -> None:
+    later()
+    client.run(prepared("parent"), prepared("child", "parent"))
+    client.publish("parent")
+    client.look()
+    queue.say("parent", JobState.RUNNING)
+    wait_for(queue, "child", reason="Dependency")
+    client.look(5)
+    assert queue.cancels == [[queue.id_of("parent")]]
+    suffer_outage(client, queue)
+    queue.say("parent", JobState.RUNNING)  # that it was ended had not been saved
+    client.look(5)
+    assert len(queue.cancels) == 2
+
+
+def test_a_crash_between_two_polls_is_reckoned_with_too(
+    client: Client, queue: Queue, later: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later()
+    client.run(prepared("parent"), prepared("child", "parent"))
+    client.publish("parent")
+    queue.say("parent", JobState.COMPLETED)
+    wait_for(queue, "child", reason="Dependency")
+    client.look(5)
+    queue.say("parent", JobState.RUNNING)
+    client.look(5)
+    assert not queue.cancels  # it has left, as far as anybody knows
+    client.watch.ghosts._forget_at = 0.0
+    client.look(5)
+    assert queue.cancels == [[queue.id_of("parent")]]
+
+
+@pytest.mark.parametrize("by", ["outage", "need"])
+def test_where_nothing_was_found_it_is_looked_again_in_time(
+    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(ghosts, "_GATHER_S", 1.0)
+    monkeypatch.setattr(ghosts, "_RARELY_S", 300.0)
+    client.run(prepared("parent"), prepared("child", "parent"), prepared("hungry"))
+    queue.say("parent", JobState.RUNNING)
+    wait_for(queue, "child", reason="Dependency")
+    wait_for(queue, "hungry", reason="Resources")
+    watched = client.watch.ghosts
+    watched._pause_s = 1.0
+    for _ in range(12):
+        watched._gathered = -1e9
+        client.look()
+    assert watched._pause_s == 300.0
+    watched._gathered -= 2.0
+    assert not watched.suspected
+    if by == "outage":
+        suffer_outage(client, queue)
+    else:
+        client.publish("parent")
+        client.look()
+    client.watch._polling._next = 0.0
+    gathered = watched._gathered
+    client.look()
+    assert watched._gathered > gathered
+
+
+def suffer_outage(client: Client, queue: Queue) -> None:
+    queue.outage = OUTAGE
+    client.watch._polling._next = 0.0
+    client.look()
+    queue.outage = None
+    client.watch._polling._next = 0.0
+
+
 def test_who_never_watched_the_parents_finds_them_by_their_claims(
     tmp_path: Path, queue: Queue, later: Callable[[], None]
 ) -> None:
@@ -276,12 +379,10 @@ def test_a_job_whose_process_is_gone_from_this_machine_is_ended_and_repeated(
     assert client.entry("killed").standing.generation == 0
     monkeypatch.setattr(vanished, "_AFTER_S", -1.0)
     client.look(3)
-    assert not queue.reruns
     assert client.entry("killed").standing.generation == int(dead)
     if dead:
         assert "process is gone" in client.ended("killed")["message"]
-        client.entry("killed").act_at -= 3600
-        client.look(3)
+        # It is ended at once: that it is over is known, and need not be waited for again.
         assert queue.cancels == [[queue.id_of("killed")]]
         assert len(queue.reruns) == 1
     assert not any(future.done() for future in futures.values())
@@ -325,7 +426,7 @@ def test_an_outage_or_a_store_that_cannot_be_read_makes_no_ghosts(
 
     with monkeypatch.context() as patched:
         patched.setattr(client.watch.ghosts._claims, "generations", stale)
-        patched.setattr(client.watch.ghosts, "_next", 0.0)
+        patched.setattr(client.watch.ghosts, "_gathered", -1e9)
         client.watch._polling._next = 0.0
         client.look(3)
     assert not futures["child"].done()

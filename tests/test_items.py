@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import dask
 import pytest
 
 from bodies import add, fail, gated, noted, open_gate, traces
-from dask_batch import SingleNodeExecutor, get_item_from_future, split_future
+from dask_batch import (
+    SingleNodeExecutor,
+    SlurmClusterExecutor,
+    get_cache_data_queue,
+    get_future_from_cache,
+    get_item_from_future,
+    split_future,
+)
 from dask_batch.cache.store import Cache
 from dask_batch.errors import DependencyFailedError
 
@@ -159,3 +167,26 @@ def test_an_item_in_a_graph_is_its_value(exe: SingleNodeExecutor, tmp_path: Path
     part = get_item_from_future(exe.submit(triple, tmp_path, 5), 2)
     lazy = dask.delayed(add)(part, dask.delayed(add)(1, [part][0]))
     assert dask.compute(lazy, scheduler=exe) == (11,)
+
+
+@pytest.mark.slurm
+def test_on_slurm_the_child_waits_for_the_job_of_the_whole(tmp_path: Path, slurm: Any) -> None:
+    cache = tmp_path / "cache"
+    with SlurmClusterExecutor(cache_directory=cache, shortest_poll_s=0.5) as exe:
+        whole = exe.submit(gated_pair, tmp_path)
+        left, right = split_future(whole, 2)
+        child = exe.submit(add, left, right, resource_dict={"cache_key": "child"})
+        exe._session.engine.flush()
+        argv = ["scontrol", "-o", "show", "job", str(child.job_id)]
+        shown = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert f"Dependency=afterok:{whole.job_id}" in shown
+        # Another client, which knows nothing but the name.
+        found = get_future_from_cache(cache, "child")
+        assert not found.done()
+        status = {entry["function"]: entry["status"] for entry in get_cache_data_queue(cache)}
+        assert status["add"] == "pending"
+        open_gate(tmp_path)
+        assert found.result(120) == 42
+        assert found.job_id == child.job_id
+        assert child.result(120) == 42
+    assert traces(tmp_path)["pair"] == 1

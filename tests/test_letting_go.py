@@ -8,7 +8,8 @@ import pytest
 
 from dask_batch import letting_go
 from dask_batch.backends.base import JobState
-from watching import Client, Queue, prepared
+from dask_batch.retry import RetryPolicy
+from watching import OUTAGE, Client, Queue, key_of, prepared
 
 
 @pytest.fixture
@@ -45,3 +46,65 @@ def test_what_was_not_let_go_stays_held(
     queue.say("one", JobState.HELD)
     client.look(3)
     assert not queue.releases
+
+
+def test_what_comes_back_held_is_let_go_again_and_not_for_ever(
+    tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letting_go, "_AFTER_S", -1.0)
+    client = Client(tmp_path, queue)
+    client.run(prepared("one"))
+    queue.releases.clear()
+    for times in (1, 2, 3, 3):
+        queue.say("one", JobState.HELD, reason="JobHeldUser")
+        client.look(3)
+        assert len(queue.releases) == times
+        queue.say("one", JobState.WAITING, reason="Priority")
+        client.look(3)
+
+
+def test_after_an_outage_what_was_held_all_the_time_may_have_been_let_go_in_vain(
+    tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letting_go, "_AFTER_S", -1.0)
+    client = Client(tmp_path, queue)
+    client.run(prepared("one"))
+    queue.releases.clear()
+    queue.say("one", JobState.HELD)
+    client.look(3)
+    assert len(queue.releases) == 1
+    queue.outage = OUTAGE
+    client.look()
+    queue.outage = None
+    client.watch._polling._next = 0.0
+    client.look(3)
+    assert len(queue.releases) == 2
+
+
+def test_what_is_held_because_it_is_repeated_is_finished_rather_than_let_go(
+    tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has not been given yet what its next attempt is to have."""
+    monkeypatch.setattr(letting_go, "_AFTER_S", -1.0)
+    client = Client(tmp_path, queue)
+    client.run(prepared("one", retry=RetryPolicy(1), resources={"memory_max": 1}))
+    queue.releases.clear()
+    queue.say("one", JobState.OUT_OF_MEMORY)
+    claim = client.claims.current(key_of("one"))
+    assert claim is not None
+    client.end("one", 0, outcome="out of memory")
+    client.claims.claim(claim.key, claim.run, after=0)  # another client repeats it
+    client.look(3)
+    queue.say("one", JobState.HELD, reason="job requeued in held state")
+    client.look(3)
+    assert not queue.releases
+    assert not queue.reruns
+    client.entry("one").act_at -= 3600  # ... and has died
+    client.look(3)
+    assert [(job_id, more["memory_max"]) for job_id, more, _ in queue.reruns] == [
+        (queue.id_of("one"), 2)
+    ]
+    # From now on it may be one that came back held.
+    queue.say("one", JobState.HELD)
+    client.look(3)
+    assert queue.releases == [[queue.id_of("one")]]

@@ -136,6 +136,25 @@ def test_a_cap_binds_its_group_alone_and_does_not_count_as_passing(queue: Queue)
     assert started(queue) == ["g1"]
 
 
+def test_a_cap_on_cpus_keeps_the_order_within_its_group(queue: Queue) -> None:
+    entries = [entry("one", cpus=1, group="g"), entry("two", cpus=2, group="g")]
+    queue.hand_over([*entries, entry("three", cpus=1, group="g")], cap=[None, 2])
+    queue.hand_over([entry("free")])
+    queue.release(range(4))
+    # The third would fit, but the second has waited longer.
+    assert started(queue) == ["one", "free"]
+    queue.end(0, GOOD)
+    assert started(queue) == ["two"]
+    queue.end(1, GOOD)
+    assert started(queue) == ["three"]
+
+
+def test_caps_on_jobs_and_on_cpus_both_bind(queue: Queue) -> None:
+    queue.hand_over([entry(f"g{i}", cpus=1, group="g") for i in range(3)], cap=[1, 2])
+    queue.release(range(3))
+    assert started(queue) == ["g0"]
+
+
 def test_cancel_of_waiting_and_of_running_jobs(queue: Queue) -> None:
     queue.hand_over([entry("a"), entry("b", 0), entry("c")])
     queue.release([0])

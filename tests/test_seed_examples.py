@@ -20,6 +20,7 @@ from dask_batch import (
     FluxClusterExecutor,
     SingleNodeExecutor,
     SlurmClusterExecutor,
+    SlurmJobExecutor,
     get_cache_data,
 )
 from slurm_cluster import OWN_TEMPLATE
@@ -84,6 +85,20 @@ def two_groups_of_four() -> tuple[int, int, int, int]:
 def get_available_gpus() -> list[str]:
     """Stand in for the page's function, which asks TensorFlow."""
     return os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+
+
+def parallel_workflow(n: int) -> list[int]:
+    with SlurmJobExecutor(max_workers=n) as inner:
+        futures = [inner.submit(sum, [i, i], resource_dict={"cores": 1}) for i in range(n)]
+        return [f.result() for f in futures]
+
+
+def rows_of_sacct(job_id: Any, fields: str) -> list[list[str]]:
+    """Return what ``sacct`` prints of a job and its steps, in words, without its headings."""
+    out = subprocess.check_output(
+        ["sacct", "-j", str(job_id), f"--format={fields}"], universal_newlines=True, timeout=60
+    )
+    return [line.split() for line in out.splitlines()[2:]]
 
 
 # ---- calls that are one process ----------------------------------------------------------------
@@ -174,21 +189,38 @@ def test_the_audit_shows_as_many_cpus_as_cores() -> None:
         assert len(exe.submit(calc, 3, resource_dict={"cores": 2}).result()) == 2
         assert exe.submit(sum, [1, 2]).result() == 3
 
-    def audit(fields: str) -> list[list[str]]:
-        """Return what the page's loop prints, in words."""
-        rows = []
-        for entry in get_cache_data(cache_directory="./cache"):
-            if "calc" in str(entry["function"]):
-                job_id = entry["queue_id"]
-                out = subprocess.check_output(
-                    ["sacct", "-j", str(job_id), f"--format={fields}"],
-                    universal_newlines=True,
-                    timeout=60,
-                )
-                rows += [line.split() for line in out.splitlines()[2:]]
-        return rows
+    (audited,) = [
+        entry
+        for entry in get_cache_data(cache_directory="./cache")
+        if "calc" in str(entry["function"])
+    ]
+    job_id = audited["queue_id"]
+    poll(
+        lambda: rows_of_sacct(job_id, "JobID,State")[:1] == [[job_id, "COMPLETED"]],
+        60,
+        "the accounts",
+    )
+    job, *steps = rows_of_sacct(job_id, "JobID,State,AllocCPUS,Elapsed")
+    assert job[:3] == [job_id, "COMPLETED", "2"]
+    assert all(step[0].startswith(f"{job_id}.") for step in steps)
 
-    poll(lambda: any("COMPLETED" in row for row in audit("JobID,State")), 60, "the accounts")
-    job, *steps = audit("JobID,State,AllocCPUS,Elapsed")
-    assert job[1:3] == ["COMPLETED", "2"]
-    assert all(step[0].startswith(f"{job[0]}.") for step in steps)
+
+# ---- executors in jobs -------------------------------------------------------------------------
+
+
+@pytest.mark.slurm
+def test_an_executor_in_a_job_has_its_calls_as_numbered_steps(partition: str) -> None:
+    with SlurmClusterExecutor(cache_directory="./cache") as outer:
+        future = outer.submit(
+            parallel_workflow,
+            4,
+            resource_dict={"cores": 1, "partition": partition, "run_time_max": 300},
+        )
+        assert future.result() == [0, 2, 4, 6]
+        job_id = future.job_id
+    steps = [f"{job_id}.{number}" for number in range(4)]
+    poll(
+        lambda: {row[0] for row in rows_of_sacct(job_id, "JobID%30,State")} >= set(steps),
+        60,
+        "the accounts",
+    )

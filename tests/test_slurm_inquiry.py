@@ -42,7 +42,7 @@ def row(job_id, state, name="a", exit_code="0:0", start="1", end="2", reason="No
 
 
 def test_one_call_for_all_that_the_queue_knows():
-    slurm = Slurm("".join(f"{i}|RUNNING|0|job-{i}|None\n" for i in range(5000)))
+    slurm = Slurm("".join(f"{i}|RUNNING|0|0|job-{i}|None\n" for i in range(5000)))
     ids = [str(i) for i in range(5000)]
     assert set(slurm.states(*ids).values()) == {JobState.RUNNING}
     assert len(slurm.calls) == 1
@@ -50,7 +50,7 @@ def test_one_call_for_all_that_the_queue_knows():
 
 
 def test_the_name_tells_whose_an_id_is_now():
-    status = Slurm("7|RUNNING|0|somebody-else|None\n").inquiry.status(["7"])["7"]
+    status = Slurm("7|RUNNING|0|0|somebody-else|None\n").inquiry.status(["7"])["7"]
     assert status.name == "somebody-else"
 
 
@@ -70,7 +70,7 @@ def test_an_accounting_that_does_not_answer_loses_nothing():
 
 @pytest.mark.parametrize("absence", [DISABLED, BackendUnavailableError("no sacct")])
 def test_without_accounting_the_queue_alone_decides(absence):
-    slurm = Slurm("1|RUNNING|0|a|None\n", absence)
+    slurm = Slurm("1|RUNNING|0|0|a|None\n", absence)
     assert slurm.states("1", "2") == {"1": JobState.RUNNING, "2": JobState.LOST}
     assert slurm.states("1", "3") == {"1": JobState.RUNNING, "3": JobState.LOST}
     assert slurm.count("sacct") == 1
@@ -79,11 +79,11 @@ def test_without_accounting_the_queue_alone_decides(absence):
 @pytest.mark.parametrize(
     "broken",
     [
-        "6|RUNNING|0|a|None\n7|RUNN",
-        "6|RUNNING|0|a|None",
-        "6|RUNNING|0|a|None\nsqueue: error: something\n",
-        "slurm_load_jobs: warning\n6|RUNNING|0|a|None\n",
-        "6|RUNNING|0|a|None\n|RUNNING|0|a|None\n",
+        "6|RUNNING|0|0|a|None\n7|RUNN",
+        "6|RUNNING|0|0|a|None",
+        "6|RUNNING|0|0|a|None\nsqueue: error: something\n",
+        "slurm_load_jobs: warning\n6|RUNNING|0|0|a|None\n",
+        "6|RUNNING|0|0|a|None\n|RUNNING|0|0|a|None\n",
     ],
 )
 def test_what_is_missing_in_a_broken_answer_is_not_gone(broken):
@@ -133,7 +133,7 @@ def test_a_job_that_the_queue_knows_again_is_believed():
     """It was requeued, or slurmctld has come back with its memory."""
     slurm = Slurm("", row(7, "FAILED", exit_code="1:0"))
     assert slurm.states("7") == {"7": JobState.FAILED}
-    slurm.answers["squeue"] = "7|PENDING|0|a|None\n"
+    slurm.answers["squeue"] = "7|PENDING|0|0|a|None\n"
     assert slurm.states("7") == {"7": JobState.WAITING}
     slurm.answers |= {"squeue": "", "sacct": row(7, "COMPLETED")}
     assert slurm.states("7") == {"7": JobState.COMPLETED}
@@ -146,7 +146,7 @@ def test_ids_go_to_the_accounting_in_pieces():
 
 
 def test_one_job_in_the_queue():
-    assert Slurm("7|PENDING|0|a|None\n").inquiry.queued("7").state is JobState.WAITING
+    assert Slurm("7|PENDING|0|0|a|None\n").inquiry.queued("7").state is JobState.WAITING
     assert Slurm("").inquiry.queued("7") is None
     assert Slurm(INVALID).inquiry.queued("7") is None
     with pytest.raises(CommandError):
@@ -165,3 +165,18 @@ def test_a_look_up_that_half_fails_finds_nothing_to_be_missing():
         Slurm("7|a\n", NO_ANSWER).inquiry.find(["a", "b"])
     assert Slurm("7|a\n", NO_ANSWER).inquiry.find(["a"]) == {"a": "7"}
     assert Slurm("7|a\n", DISABLED).inquiry.find(["a", "b"]) == {"a": "7"}
+
+
+def test_it_is_known_since_when_a_job_is_over():
+    """Since it was first called so, whoever asked: its credentials are refused up to then."""
+    slurm = Slurm("7|FAILED|256|0|a|None\n8|RUNNING|0|0|b|None\n")
+    assert slurm.inquiry.over_for_s("7") is None
+    slurm.inquiry.queued("7")
+    slurm.now = 2.0
+    slurm.states("7", "8")
+    slurm.now = 3.0
+    assert slurm.inquiry.over_for_s("7") == 3.0
+    assert slurm.inquiry.over_for_s("8") is None
+    slurm.answers["squeue"] = "7|PENDING|256|1|a|job requeued in held state\n"
+    slurm.states("7")
+    assert slurm.inquiry.over_for_s("7") is None

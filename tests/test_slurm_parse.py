@@ -11,27 +11,27 @@ from dask_batch.backends.base import JobState
 from dask_batch.backends.slurm import parse, states
 
 SQUEUE = """\
-4|COMPLETED|0|a|None
-5|FAILED|768|a|NonZeroExitCode
-6|FAILED|11|a|JobLaunchFailure
-7|CANCELLED|0|a|DependencyNeverSatisfied
-8|CANCELLED|0|a|JobHeldUser
-9|PENDING|0|a|DependencyNeverSatisfied
-10|PENDING|0|a|Dependency
-11|PENDING|0|a|JobHeldUser
-12|PENDING|0|a|(launch failed requeued held)
-13|RUNNING|0|a|None
-14|COMPLETING|0|a|None
-15|PENDING|768|a|job requeued in held state
-23|CANCELLED|0|a|Dependency
-24|PENDING|0|a|ReqNodeNotAvail, Reserved for maintenance|x
-40|FAILED|4021|a|JobLaunchFailure
-41|FAILED|9|a|JobLaunchFailure
-42|FAILED|512|a|NonZeroExitCode
-43|FAILED|4014|a|JobLaunchFailure
-44|FAILED|13568|a|NonZeroExitCode
-45|FAILED|3840|a|NonZeroExitCode
-46|FAILED|139|a|JobLaunchFailure
+4|COMPLETED|0|0|a|None
+5|FAILED|768|0|a|NonZeroExitCode
+6|FAILED|11|0|a|JobLaunchFailure
+7|CANCELLED|0|0|a|DependencyNeverSatisfied
+8|CANCELLED|0|0|a|JobHeldUser
+9|PENDING|0|0|a|DependencyNeverSatisfied
+10|PENDING|0|0|a|Dependency
+11|PENDING|0|0|a|JobHeldUser
+12|PENDING|0|0|a|(launch failed requeued held)
+13|RUNNING|0|0|a|None
+14|COMPLETING|0|0|a|None
+15|PENDING|768|0|a|job requeued in held state
+23|CANCELLED|0|0|a|Dependency
+24|PENDING|0|0|a|ReqNodeNotAvail, Reserved for maintenance|x
+40|FAILED|4021|0|a|JobLaunchFailure
+41|FAILED|9|0|a|JobLaunchFailure
+42|FAILED|512|0|a|NonZeroExitCode
+43|FAILED|4014|0|a|JobLaunchFailure
+44|FAILED|13568|0|a|NonZeroExitCode
+45|FAILED|3840|0|a|NonZeroExitCode
+46|FAILED|139|0|a|JobLaunchFailure
 squeue: some warning
 """
 
@@ -152,7 +152,7 @@ def test_words(word, state):
 def test_an_unknown_word_is_not_finished_and_warned_of_once(caplog, monkeypatch):
     monkeypatch.setattr(states, "_warned", set())
     with caplog.at_level(logging.WARNING, logger="dask_batch"):
-        found = parse.parse_squeue("1|HIBERNATING|0|a|None\n2|HIBERNATING|0|a|None\n")
+        found = parse.parse_squeue("1|HIBERNATING|0|0|a|None\n2|HIBERNATING|0|0|a|None\n")
     assert {status.state for status in found.values()} == {JobState.UNKNOWN}
     assert not found["1"].state.ended
     assert len(caplog.records) == 1
@@ -197,15 +197,15 @@ def test_sinfo():
 # ---- captured from newer versions --------------------------------------------------------------
 
 SQUEUE_24_11 = """\
-101|PENDING|0:0|a|Dependency
-102|RUNNING|0:0|a|None
-103|COMPLETED|0:0|a|None
-104|FAILED|3:0|a|NonZeroExitCode
-105|CANCELLED|0:15|a|None
-106|OUT_OF_MEMORY|0:125|a|OutOfMemory
-107|TIMEOUT|0:0|a|TimeLimit
-108|PENDING|0:0|a|launch_failed_requeued_held
-109|PENDING|3:0|a|job_requeued_in_held_state
+101|PENDING|0:0|1|a|Dependency
+102|RUNNING|0:0|1|a|None
+103|COMPLETED|0:0|1|a|None
+104|FAILED|3:0|1|a|NonZeroExitCode
+105|CANCELLED|0:15|1|a|None
+106|OUT_OF_MEMORY|0:125|1|a|OutOfMemory
+107|TIMEOUT|0:0|1|a|TimeLimit
+108|PENDING|0:0|1|a|launch_failed_requeued_held
+109|PENDING|3:0|1|a|job_requeued_in_held_state
 """
 """``squeue -O exit_code`` prints pairs in 24.11.3 (as captured by a project that emulates squeue,
 with each of these states); reasons have underscores where scontrol prints them."""
@@ -256,8 +256,9 @@ def test_names_that_hold_anything_make_no_rows():
     """A history of 23.11.4 held names with newlines, tabs, bars and escapes."""
     text = "5|COMPLETED|0:0|x\n6|FAILED\ty|\x1b[1m|\n|1|2|None\n7|FAILED|1:0|a|1|2|None\n"
     assert parse.parse_sacct(text).keys() == {"7"}
-    separators = "8|RUNNING|0|a\u2028b\x0b|None\n"
+    separators = "8|RUNNING|0|2|a\u2028b\x0b|None\n"
     assert parse.parse_squeue(separators)["8"].state is JobState.RUNNING
+    assert parse.parse_squeue(separators)["8"].restarts == 2
 
 
 def test_the_state_that_25_11_adds():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -108,6 +109,7 @@ def test_steps_of_several_ranks_run_side_by_side(tmp_path: Path) -> None:
     there = Allocation(tmp_path, "--ntasks=4", "--nodes=1", "--mem=2400M")
     try:
         one, other = there.run("ranks", tmp_path).result()
+        until(lambda: [name[:7] for name in there.steps()] == ["ranked-"] * 2, "their steps' names")
     finally:
         there.end()
     for ranks in (one, other):
@@ -255,6 +257,33 @@ def test_a_killed_client_leaves_no_step_and_no_process(
     client.kill()
     until(lambda: not any(alive(int(pid.read_text())) for pid in pids), "the end of processes")
     until(lambda: allocation.running_steps() == [], "the end of steps")
+
+
+@pytest.mark.slurm
+def test_an_interrupted_graph_is_ended(allocation: Allocation, tmp_path: Path) -> None:
+    client = allocation.run("interrupted", tmp_path)
+    pids = [tmp_path / f"sleeper{i}.pid" for i in range(2)]
+    until(lambda: all(pid.exists() and pid.read_text() for pid in pids), "two steps at work")
+    client.kill(signal.SIGINT)
+    assert client.wait() != 0
+    assert "what was under way is ended" in client.errors
+    until(lambda: not any(alive(int(pid.read_text())) for pid in pids), "the end of processes")
+
+
+@pytest.mark.slurm
+def test_executors_of_one_process_wait_for_each_other(
+    allocation: Allocation, tmp_path: Path
+) -> None:
+    assert allocation.run("two_executors", tmp_path).result() == [True]
+    assert len(list((tmp_path / "cache" / "attempts").rglob("*.start"))) == 2
+
+
+@pytest.mark.slurm
+def test_what_was_killed_is_repeated_and_what_waits_for_it_waits_on(
+    allocation: Allocation, tmp_path: Path
+) -> None:
+    assert allocation.run("repeated", tmp_path).result() == 12
+    assert len(list(tmp_path.glob("tried.*"))) == 2
 
 
 @pytest.mark.slurm

@@ -15,12 +15,14 @@ import pytest
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.parallel import submit_together
 from dask_batch.backends.patience import PATIENCE_S, Waiting
-from dask_batch.backends.slurm import commands, submission
+from dask_batch.backends.slurm import commands, rerun, submission
 from dask_batch.backends.slurm.backend import SlurmBackend
+from dask_batch.backends.slurm.rerun import ANSWER_PATIENCE_S
 from dask_batch.backends.slurm.submission import Submitter, submission_environment
 from dask_batch.errors import (
     BackendUnavailableError,
     CommandError,
+    JobEndingError,
     QueueFullError,
     SubmissionError,
 )
@@ -157,6 +159,34 @@ def test_a_controller_that_stays_away_is_a_refusal(program, job, monkeypatch):
     with pytest.raises(SubmissionError, match="Unable to contact"):
         clock.submitter(find)(job(), [], "text")
     assert sum(clock.pauses) == PATIENCE_S
+
+
+def test_no_answer_is_no_refusal_where_a_job_is_to_take_anothers_place(program, job, monkeypatch):
+    program("sinfo", "echo 'debug|1|4|5000|30:00|(null)'")
+    program("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1")
+    program(
+        "squeue",
+        """
+        test "$6" != -j || { echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1; }
+        """,
+    )
+    clock = Clock()
+    backend = SlurmBackend()
+    monkeypatch.setattr(
+        backend._submit_one, "_waiting", Waiting(clock.pause, lambda: sum(clock.pauses))
+    )
+    with pytest.raises(CommandError, match="Unable to contact"):
+        backend.rerun(job(), "5", {})
+    # Whoever repeats jobs follows others as well.
+    assert sum(clock.pauses) == ANSWER_PATIENCE_S
+
+
+def test_a_job_that_does_not_leave_its_node_is_come_back_to(program, job, monkeypatch):
+    monkeypatch.setattr(rerun, "ENDING_PATIENCE_S", 0.0)
+    program("sinfo", "echo 'debug|1|4|5000|30:00|(null)'")
+    program("squeue", "echo '5|COMPLETING|0|0|job-0|None'")
+    with pytest.raises(JobEndingError, match="job 5"):
+        SlurmBackend().rerun(job(), "5", {})
 
 
 def test_a_closed_backend_does_not_go_on_trying(program, job):
@@ -449,7 +479,7 @@ def test_without_a_controller_there_is_no_slurm(program, job):
 
 def test_without_accounting_the_queue_alone_is_asked(program, tmp_path):
     program("sbatch", "exit 1")
-    program("squeue", "echo '1|RUNNING|0|a|None'")
+    program("squeue", "echo '1|RUNNING|0|0|a|None'")
     program(
         "sacct",
         f"echo x >> {tmp_path}/sacct; echo 'Slurm accounting storage is disabled' >&2; exit 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims
 from dask_batch.errors import (
     DependencyFailedError,
+    JobEndingError,
     LostTaskError,
     NodeFailureTaskError,
     OutOfMemoryTaskError,
@@ -77,6 +79,45 @@ def test_what_fails_is_run_again_in_place_and_what_waits_for_it_goes_on_waiting(
         client.publish(name)
     client.look()
     assert [future.result(0) for future in futures.values()] == list(futures)
+
+
+def test_an_id_that_has_been_given_out_again_is_not_told_what_to_wait_for(
+    client: Client, queue: Queue
+) -> None:
+    client.run(
+        prepared("flaky", retry=TWICE),
+        *(prepared(name, "flaky") for name in ("child", "gone", "lost")),
+    )
+    ids = {name: queue.id_of(name) for name in ("child", "gone", "lost")}
+    names = {name: client.entry(name).standing.job_name for name in ids}
+    queue.say("flaky", JobState.TIMEOUT)
+    queue.say("child", JobState.DEPENDENCY_FAILED, name=names["child"])
+    queue.say("gone", JobState.WAITING, name="somebody-elses")
+    queue.say("lost", JobState.LOST)
+    client.look(3)
+    assert [set(dependents) for _, _, dependents in queue.reruns] == [{ids["child"]}]
+
+
+def test_what_cannot_be_run_again_yet_holds_nobody_up(client: Client, queue: Queue) -> None:
+    futures = client.run(prepared("slow", retry=TWICE), prepared("other", retry=TWICE))
+    queue.say("slow", JobState.TIMEOUT)
+    queue.say("other", JobState.TIMEOUT)
+    rerun = queue.rerun
+
+    def not_yet(job: Job, job_id: str, dependents: Mapping[str, Sequence[str]]) -> str:
+        if job_id == queue.id_of("slow"):
+            raise JobEndingError("it has not left its nodes yet")
+        return rerun(job, job_id, dependents)
+
+    queue.rerun = not_yet  # type: ignore[method-assign]
+    client.look(5)
+    assert [each[0] for each in queue.reruns] == [queue.id_of("other")]
+    assert not client.entry("slow").refusals
+    queue.rerun = rerun  # type: ignore[method-assign]
+    client.entry("slow").act_at = client.entry("slow").quiet_until = 0.0
+    client.look(3)
+    assert queue.reruns[-1][0] == queue.id_of("slow")
+    assert not any(future.done() for future in futures.values())
 
 
 def test_retries_are_used_up(client: Client, queue: Queue) -> None:

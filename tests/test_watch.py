@@ -181,6 +181,23 @@ def test_a_job_that_a_shared_system_does_not_know_is_handed_in_again(
     assert len(queue.reruns) == 3
 
 
+def test_what_was_lost_with_its_parents_is_handed_in_when_they_are_there(
+    client: Client, queue: Queue
+) -> None:
+    futures = client.run(prepared("one"), prepared("two", "one"), prepared("three", "two"))
+    queue.purged.update(queue.jobs)
+    client.look(5)
+    lost = queue.id_of("one")
+    assert [each[0] for each in queue.reruns] == ["100"]
+    for name in ("one", "two", "three"):
+        assert not futures["three"].done()
+        client.publish(name)
+        client.look(5)
+    assert [each[0] for each in queue.reruns] == ["100", "101", "102"]
+    assert lost not in queue.purged
+    assert [future.result(0) for future in futures.values()] == ["one", "two", "three"]
+
+
 def test_one_answer_without_the_job_is_no_evidence(client: Client, queue: Queue) -> None:
     futures = client.run(prepared("one"))
     queue.purged.add(queue.id_of("one"))

@@ -286,6 +286,7 @@ def test_a_fork_does_not_use_the_queue_of_its_parent(bench):
         ({"cores": 3}, "max_cores=2"),
         ({"cwd": "/no/such/folder"}, "no such directory"),
         ({"partition": "long"}, "no partitions; leave it out"),
+        ({"num_nodes": 2}, "runs on one node"),
     ],
 )
 def test_what_cannot_be_met_is_refused_before_anything_is_handed_over(bench, wanted, why):

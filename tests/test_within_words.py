@@ -169,11 +169,14 @@ def test_the_step_of_ranks_leaves_to_others_what_is_theirs(tmp_path):
     one._leaders.start = lambda job, job_id, variables: started.update(variables)
     job = dataclasses.replace(
         shell_job(tmp_path, 0, "true"),
-        resources={**shell_job(tmp_path, 0, "true").resources, "cores": 4},
+        resources={
+            **shell_job(tmp_path, 0, "true", slurm_cmd_args=["--hint=nomultithread"]).resources,
+            "cores": 4,
+        },
     )
     one.start(job, "slurm-step-1-0")
     assert started == {
-        "SLURM_EXACT": "1",
+        "DASK_BATCH_STEP_OPTIONS": f"--job-name={job.name} --hint=nomultithread",
         "SLURM_MEM_PER_NODE": "0",
         "SLURM_GRES": "none",
         "SLURM_JOB_NUM_NODES": "1-2",

@@ -17,7 +17,7 @@ from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims
 from dask_batch.entries import Entry
-from dask_batch.errors import BackendError, QueueFullError, SubmissionError
+from dask_batch.errors import BackendError, JobEndingError, QueueFullError, SubmissionError
 from dask_batch.history import History
 from dask_batch.repeating import Repeating
 from dask_batch.resolving import Resolving
@@ -120,8 +120,9 @@ class Attending:
         claim = self._repeating.claim(entry)
         if claim.generation > entry.standing.generation:
             self._repeating.adopt(entry, claim)
-        elif now >= entry.act_at and entry.over:
-            # Only now: what the batch system still calls running would be left alone.
+        elif now >= entry.act_at and (entry.over or entry.held):
+            # Only now: what the batch system still calls running would be left alone. What is held
+            # is a repetition that somebody did not finish.
             self._rerun(entry, claim, now)
         elif entry.running and now >= entry.act_at + _GONE_S:
             # It left its end record and never left the books of a controller that was killed.
@@ -136,7 +137,7 @@ class Attending:
         if self._history.is_first(claim):
             entry.course.sure = True
             return
-        job_id = self._tending.reran(claim)
+        job_id = None if entry.outdated else self._tending.reran(claim)
         start = attempts.read_start(self._cache, claim.key, claim.generation)
         if job_id is not None or start is not None:
             self._under_way(entry, job_id or entry.standing.job_id or "")
@@ -148,7 +149,7 @@ class Attending:
             return
         try:
             job_id = self._tending.rerun(claim, entry.standing.job_id or "")
-        except QueueFullError as error:
+        except (QueueFullError, JobEndingError) as error:
             self._unanswered(entry, error)
         except SubmissionError as error:
             self._silences = 0

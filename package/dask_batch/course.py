@@ -16,8 +16,9 @@ from dask_batch.retry import Ending, Repeat, RetryPolicy, decide
 
 __all__ = ["Course"]
 
-_QUEUED_AGAIN = frozenset({JobState.HELD, JobState.WAITING})
-"""What the end of the attempt before cannot be mistaken for; *running* may be its last moments."""
+_QUEUED_AGAIN = JobState.WAITING
+"""What the end of the attempt before cannot be mistaken for; *running* may be its last moments.
+(One that is *held* is being repeated, and has not been given all that it is to have.)"""
 
 
 class Course:
@@ -63,7 +64,7 @@ class Course:
         if generation != self.generation:
             evidence = dataclasses.replace(evidence, end=None, status=None)
         elif not self.sure and evidence.status is not None:
-            if evidence.status.state in _QUEUED_AGAIN:
+            if evidence.status.state is _QUEUED_AGAIN:
                 self.sure = True
             else:
                 evidence = dataclasses.replace(evidence, status=None)

@@ -56,6 +56,8 @@ class Entry:
     status, ended_at
         The batch system's last word on the job, and since when it has been saying that the job
         has ended.
+    state_since
+        Since when it has been saying that the job is in this state.
     unknown_at, misses
         Since when, and how many times in a row, a batch system that answered has not known it.
     course
@@ -63,6 +65,9 @@ class Entry:
     act_at, sign_at
         When to see to a repetition that has been claimed and is not known to be under way, and
         when to look for a sign that it is.
+    outdated
+        Whether the batch system has fallen back to the attempt before, so that a record of the
+        repetition is no sign of it.
     refusals, unanswered, unanswered_at
         How often the batch system has refused to repeat the job; how often, and since when, it has
         not answered when it was to.
@@ -80,6 +85,7 @@ class Entry:
     observers: list[Observer] = field(default_factory=list)
     status: JobStatus | None = None
     ended_at: float | None = None
+    state_since: float = 0.0
     unknown_at: float = 0.0
     misses: int = 0
     started: bool = False
@@ -87,6 +93,7 @@ class Entry:
     course: Course = field(init=False)
     act_at: float = 0.0
     sign_at: float = 0.0
+    outdated: bool = False
     refusals: int = 0
     unanswered: int = 0
     unanswered_at: float = 0.0
@@ -101,6 +108,11 @@ class Entry:
     def running(self) -> bool:
         """Whether the batch system says that the job is at work."""
         return self.status is not None and self.status.state is JobState.RUNNING
+
+    @property
+    def held(self) -> bool:
+        """Whether the batch system says that the job is held."""
+        return self.status is not None and self.status.state is JobState.HELD
 
     @property
     def over(self) -> bool:
@@ -121,6 +133,8 @@ class Entry:
         before = self.status
         changed = before is None or before.state is not status.state
         self.status, self.misses = status, 0
+        if changed:
+            self.state_since = now
         if not status.state.ended:
             self.ended_at = None
         elif changed or self.ended_at is None:
@@ -163,12 +177,22 @@ class Entry:
         self.course.advance(generation, sure=False)
         self.doubt(act_at=act_at)
 
-    def doubt(self, *, act_at: float) -> None:
-        """Take what the batch system says for its word on the attempt before, until a sign."""
+    def doubt(self, *, act_at: float, outdated: bool = False) -> None:
+        """Take what the batch system says for its word on the attempt before, until a sign.
+
+        Parameters
+        ----------
+        act_at
+            When to run the job again, if there has been none.
+        outdated
+            Whether its last word is known to be about the attempt before, although the job was
+            run again.
+        """
+        self.outdated = outdated
         self.course.sure = False
         self.act_at, self.sign_at = act_at, 0.0
         self.refusals = self.unanswered = 0
-        if not self.over:
+        if not self.over and not outdated:
             # That it was queued or at work is older than the end which led here.
             self.status = None
 
@@ -186,6 +210,7 @@ class Entry:
         self._afresh()
 
     def _afresh(self) -> None:
+        self.outdated = False
         self.status, self.ended_at = None, None
         self.misses = self.refusals = self.unanswered = 0
         self.since = time.monotonic()

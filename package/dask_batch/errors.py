@@ -16,6 +16,7 @@
     ├── BackendError (RuntimeError)       the batch system
     │   ├── BackendUnavailableError       it is not there
     │   ├── CommandError                  one of its commands failed
+    │   ├── JobEndingError                a job cannot be run again before it has ended
     │   └── SubmissionError               it refused a job (also a CalledProcessError)
     │       └── QueueFullError            for now: too many jobs
     └── TaskError (RuntimeError)          a job ended without a result
@@ -61,6 +62,7 @@ __all__ = [
     "FullError",
     "GivenUpTaskError",
     "GraphError",
+    "JobEndingError",
     "LostTaskError",
     "MissingEntryError",
     "NoOutputTaskError",
@@ -139,6 +141,10 @@ class BackendError(BatchError, RuntimeError):
 
 class BackendUnavailableError(BackendError):
     """The batch system is not there: no command, no daemon, no instance."""
+
+
+class JobEndingError(BackendError):
+    """A job cannot be run again yet, because it has not ended altogether."""
 
 
 class CommandError(BackendError):

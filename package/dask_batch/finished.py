@@ -7,11 +7,11 @@ a while. Where the batch system cannot be asked from here, the while is a long o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dask_batch.backends.base import Backend
+from dask_batch.backends.base import Backend, JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Run, RunLog
 from dask_batch.cache.entries import listed
@@ -28,6 +28,7 @@ _OUT_OF_SIGHT_S = 30 * 24 * 3600.0
 """How long nothing must have been heard of jobs that nobody can be asked about, in seconds."""
 _LAG_S = 3600.0
 """How long a job that the batch system does not know may be one that it does not know yet."""
+_QUEUED = frozenset({JobState.HELD, JobState.WAITING, JobState.DEPENDENCY_FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class Finished:
     open_backend
         Gives the backend of a name.
     inherit
-        Whether to finish, or take back, what a dead client left half handed over.
+        Whether to finish, or take back, what a dead client left half handed over, and to end jobs
+        that are queued although their tasks have results.
     """
 
     def __init__(
@@ -203,17 +205,40 @@ class Finished:
                 return f"{len(open_jobs)} job(s) of it may run where they cannot be asked after"
             return ""
         nameless = [name for name in open_jobs if name not in log.ids]
+        complete = self._is_complete(run, log)  # before it is asked what is queued still
         try:
             ids |= set(backend.find(nameless).values()) if nameless else set()
             states = backend.status(ids) if ids else {}
+            dropped = self._drop(run, backend, states) if complete else set()
         except BackendError as error:
             return f"{run.backend} gives no answer now: {error}"
-        working = sum(not status.state.ended for status in states.values())
+        working = sum(not s.state.ended for i, s in states.items() if i not in dropped)
         if working:
             return f"{working} job(s) of it are queued or running"
         if open_jobs and quiet_s <= max(self._keep_s, _LAG_S):
             return f"{len(open_jobs)} job(s) of it have not been seen to end"
         return ""
+
+    def _is_complete(self, run: Run, log: RunLog) -> bool:
+        """Whether nobody needs the jobs of a run, nor those that wait for them."""
+        keys = {key for _, key in run.jobs}
+        return not log.awaited and self.cache.present(keys) == keys
+
+    def _drop(self, run: Run, backend: Backend, states: Mapping[str, JobStatus]) -> set[str]:
+        """End what is queued of a run that is complete, and return the ids.
+
+        A controller that was killed brings such jobs back, and they may wait for ever.
+        """
+        if not self._inherit:
+            return set()
+        queued = {
+            job_id
+            for job_id, status in states.items()
+            if status.state in _QUEUED and _is_ours(status, run)
+        }
+        if queued:
+            backend.cancel(sorted(queued))
+        return queued
 
     def _backend(self, run: Run) -> Backend | None:
         """Return the backend that a run went to; None if it cannot be asked from here."""
@@ -231,6 +256,11 @@ class Finished:
         for backend in self._backends.values():
             if backend is not None:
                 backend.close()
+
+
+def _is_ours(status: JobStatus, run: Run) -> bool:
+    """Whether an id has not been given to another job since: all names hold the run's id."""
+    return not status.name or f"-{run.id}-" in status.name
 
 
 def _written(path: Path) -> float:

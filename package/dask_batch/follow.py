@@ -125,7 +125,8 @@ def _fell_with_a_parent(state: JobState, evidence: Evidence) -> bool:
     if state is JobState.CANCELLED:
         # Slurm's accounting calls so, too, what it removed because a parent failed.
         return evidence.parents_open and not evidence.parents_alive
-    return state is JobState.DEPENDENCY_FAILED and evidence.parents_open
+    # One that was lost with its parents would find nothing to begin with before they have run.
+    return state in (JobState.DEPENDENCY_FAILED, JobState.LOST) and evidence.parents_open
 
 
 def _what_happened(status: JobStatus) -> tuple[Outcome, str]:

@@ -46,12 +46,17 @@ _AT_ONCE = 500
 _QUEUED = frozenset({JobState.HELD, JobState.WAITING})
 _STUCK = {
     JobState.RUNNING: _AFTER_S,
+    JobState.WAITING: _AFTER_S,
     JobState.HELD: _AFTER_S,
     JobState.LOST: _NEVER_S,
     JobState.DEPENDENCY_FAILED: _NEVER_S,
 }
 """States that a job which is over does not leave by itself, and for how long that is put up with.
-(One that waits will run, see that its result is there, and end well.)"""
+(One that waits will run, see that its result is there, and end well. But if others wait for it by
+name, they need not wait until there is room for it, nor for what it is itself waiting for.)"""
+_FORGET_S = 600.0
+"""For how long a job that has left is taken to have left: a controller that was killed between two
+polls may bring it back, unnoticed."""
 _BOUND = frozenset({"", "Dependency"})
 """For these reasons a job may be waiting for another one ..."""
 _PATIENT = frozenset({"Dependency", "BeginTime", "JobHeldUser", "JobHeldAdmin"})
@@ -70,10 +75,18 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Suspect:
-    """A job that should have left, and since when that is known here, on the monotonic clock."""
+    """A job that should have left."""
 
     job: _Job
+    binds: bool
+    """Whether it has a result, and something waits for it by name."""
     since: float
+    """Since when that is known here, on the monotonic clock."""
+
+    def stuck_s(self, state: JobState) -> float:
+        """Return for how long it may be in a state."""
+        goes = state is JobState.WAITING and not self.binds
+        return math.inf if goes else _STUCK.get(state, math.inf)
 
 
 class Ghosts:
@@ -97,11 +110,12 @@ class Ghosts:
         self._cache = history.cache
         self._claims = history.claims
         self._backend = backend
-        self._suspects: dict[str, _Suspect] = {}
-        self._left: set[str] = set()
+        self._suspects: dict[_Job, _Suspect] = {}
+        self._left: set[_Job] = set()
         self._empty: set[str] = set()
+        self._forget_at = math.inf
         self._pause_s = _GATHER_S
-        self._next = 0.0
+        self._gathered = -math.inf
 
     @property
     def suspected(self) -> bool:
@@ -111,8 +125,14 @@ class Ghosts:
     # ---- whom to ask about -----------------------------------------------------------------
 
     def ids(self) -> list[str]:
-        """Return the jobs to ask about."""
-        return list(self._suspects)
+        """Return the ids of the jobs to ask about: two jobs may have been given the same one."""
+        return list(dict.fromkeys(job.id for job in self._suspects))
+
+    def forget(self) -> None:
+        """Take it that jobs which had left may be back: an outage has been survived."""
+        self._left.clear()
+        self._empty.clear()
+        self._pause_s, self._gathered = _GATHER_S, -math.inf
 
     def gather(self, entries: Mapping[str, Entry], known: Iterable[Standing], now: float) -> None:
         """Find the jobs that may be in the way of what waits, now and then.
@@ -126,33 +146,44 @@ class Ghosts:
         now
             The monotonic clock.
         """
+        if now >= self._forget_at:
+            self._left.clear()
+            self._empty.clear()
+            self._forget_at = math.inf
         waiting = [
             (entry, entry.status)
             for entry in entries.values()
             if entry.status is not None and entry.status.state in _QUEUED
         ]
-        if not waiting or now < self._next or not self._backend.shared:
-            return
         bound = [
             entry
             for entry, status in waiting
             if status.reason in _BOUND and entries.keys().isdisjoint(entry.parents)
         ]
+        # What is bound although all that it needs is there is looked after all the time.
+        pause_s = min(self._pause_s, _GATHER_S) if bound else self._pause_s
+        if not waiting or now < self._gathered + pause_s or not self._backend.shared:
+            return
         hungry = any(s.state is JobState.WAITING and s.reason not in _PATIENT for _, s in waiting)
-        jobs: list[_Job] = []
+        binding: list[_Job] = []
+        over: list[_Job] = []
         try:
             for run, key in self._above(bound):
-                jobs += self._jobs(run, {key})
+                binding += self._jobs(run, {key})
             for run_id in self._runs(known) if hungry else ():
-                jobs += self._over(run_id, entries)
+                over += self._over(run_id, entries)
         except (OSError, BatchError) as error:
             logger.info("what may be in the way of jobs cannot be found out now: %s", error)
-        self._suspects = {
-            job.id: self._suspects.get(job.id) or _Suspect(job, since=now)
-            for job in jobs[:_AT_ONCE]
-        }
-        self._pause_s = _GATHER_S if jobs else min(2 * self._pause_s, _RARELY_S)
-        self._next = now + self._pause_s
+        self._suspect({**dict.fromkeys(over, False), **dict.fromkeys(binding, True)}, now)
+        found = bool(self._suspects)
+        self._pause_s = _GATHER_S if found else min(2 * self._pause_s, _RARELY_S)
+        self._gathered = now
+
+    def _suspect(self, jobs: Mapping[_Job, bool], now: float) -> None:
+        """Suspect these jobs, those first that bind others; known ones since they were found."""
+        first = sorted(jobs, key=lambda job: not jobs[job])[:_AT_ONCE]
+        since = {job: suspect.since for job, suspect in self._suspects.items()}
+        self._suspects = {job: _Suspect(job, jobs[job], since.get(job, now)) for job in first}
 
     def _runs(self, known: Iterable[Standing]) -> list[str]:
         """Return the runs some jobs of which may not have left, the last ones first."""
@@ -198,33 +229,30 @@ class Ghosts:
     def _jobs(self, run: Run, keys: Collection[str]) -> list[_Job]:
         """Return the jobs of a run for some keys that are not known to have left."""
         ids = self._claims.log(run.id).ids
-        jobs = ((ids.get(name), name, key) for name, key in run.jobs if key in keys)
-        return [
-            _Job(job_id, name, key, run.id)
-            for job_id, name, key in jobs
-            if job_id is not None and job_id not in self._left
-        ]
+        jobs = (
+            _Job(ids[name], name, key, run.id)
+            for name, key in run.jobs
+            if key in keys and name in ids
+        )
+        return [job for job in jobs if job not in self._left]
 
     # ---- what is said of them --------------------------------------------------------------
 
-    def haunting(
-        self, asked: Collection[str], told: Mapping[str, JobStatus], now: float
-    ) -> list[str]:
-        """Return the jobs to be ended, of those that were asked about."""
+    def haunting(self, told: Mapping[str, JobStatus], now: float) -> list[str]:
+        """Return the jobs to be ended, by what is said of those that were asked about."""
         found = []
-        for job_id in asked:
-            status, suspect = told.get(job_id), self._suspects.get(job_id)
-            if status is None or suspect is None:
+        for job, suspect in list(self._suspects.items()):
+            status = told.get(job.id)
+            if status is None:
                 continue
-            if _has_left(status, suspect.job.name):
-                self._left.add(job_id)
-                del self._suspects[job_id]
-            elif now - suspect.since > _STUCK.get(status.state, math.inf):
+            if _has_left(status, job.name):
+                self._has_gone(job, now)
+            elif now - suspect.since > suspect.stuck_s(status.state):
                 # It may have been run again since it was found to be over.
-                del self._suspects[job_id]
-                if self._is_over(suspect.job):
-                    self._left.add(job_id)
-                    found.append(job_id)
+                del self._suspects[job]
+                if self._is_over(job, status.state):
+                    self._has_gone(job, now)
+                    found.append(job.id)
         if found:
             logger.warning(
                 "%d job(s) are over and have not left the queue, where others wait: they are ended "
@@ -233,10 +261,18 @@ class Ghosts:
             )  # fmt: skip
         return found
 
-    def _is_over(self, job: _Job) -> bool:
+    def _has_gone(self, job: _Job, now: float) -> None:
+        self._left.add(job)
+        self._suspects.pop(job, None)
+        self._forget_at = min(self._forget_at, now + _FORGET_S)
+
+    def _is_over(self, job: _Job, state: JobState) -> bool:
         try:
+            if self._cache.present([job.key]):
+                return True
+            # What has no result and is queued may be an attempt that somebody is about to claim.
             run = self._claims.run(job.run_id)
-            return bool(self._cache.present([job.key]) or self._ended(run, [job.key]))
+            return state is not JobState.WAITING and bool(self._ended(run, [job.key]))
         except (OSError, BatchError) as error:
             logger.info("whether %s is over cannot be found out now: %s", job.name, error)
             return False

@@ -82,7 +82,7 @@ class Planning:
             self._refuse_vanished(open_keys - by_key.keys())
             needed |= open_keys
             level = {key for k in open_keys for key in by_key[k].inputs} - seen
-        plan.needed = [job for job in jobs if job.key in needed]
+        plan.needed = _parents_first([job for job in jobs if job.key in needed])
         plan.under_way.update(self._above(plan, by_key, seen | pending.keys()))
         return plan
 
@@ -141,3 +141,23 @@ class Planning:
             if any(self.standings.gone(strangers[key]) for key in waiting):
                 return False
         return True
+
+
+def _parents_first(jobs: Sequence[PreparedJob]) -> list[PreparedJob]:
+    """Return jobs so that parents come first, else in their order.
+
+    They do in each request. But of two requests the first may need what only the second has: a call
+    of which another executor made the future.
+    """
+    by_key = {job.key: job for job in jobs}
+    ordered: dict[str, PreparedJob] = {}
+    for job in jobs:
+        stack = [job]
+        while stack:
+            above = stack[-1].inputs & by_key.keys() - ordered.keys()
+            if above:
+                stack.extend(by_key[key] for key in sorted(above))
+            else:
+                done = stack.pop()
+                ordered[done.key] = done
+    return list(ordered.values())

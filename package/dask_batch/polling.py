@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from dask_batch.backends.base import Backend, JobStatus
@@ -41,6 +42,8 @@ class Polling:
         self._failures = 0
         self._failing_since = 0.0
         self._said = 0.0
+        self.outages = 0
+        """How many times it has answered again after it had not."""
 
     def due(self, now: float) -> bool:
         """Whether it is time to ask."""
@@ -55,11 +58,12 @@ class Polling:
         self, entries: Collection[Entry], now: float, others: Sequence[str] = ()
     ) -> dict[str, JobStatus]:
         """Ask about all jobs that this batch system has; return what it says of some others."""
-        ids = {
-            entry.standing.job_id: entry
-            for entry in entries
-            if entry.standing.job_id is not None and entry.standing.backend == self._backend.name
-        }
+        # A controller that was killed gives ids out again: two entries may have the same one.
+        ids: defaultdict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            job_id = entry.standing.job_id
+            if job_id is not None and entry.standing.backend == self._backend.name:
+                ids[job_id].append(entry)
         youngest = max((entry.since for entry in entries), default=now)
         interval_s = poll_interval_s(
             now - youngest,
@@ -76,12 +80,13 @@ class Polling:
             self._failed(error, now, interval_s)
             return {}
         self._answered(now)
-        for job_id, entry in ids.items():
+        for job_id, alike in ids.items():
             status = statuses.get(job_id)
-            if status is not None:
-                entry.hear(status, now)
-            elif self._backend.shared:
-                entry.miss(now, self._backend.name)
+            for entry in alike:
+                if status is not None:
+                    entry.hear(status, now)
+                elif self._backend.shared:
+                    entry.miss(now, self._backend.name)
         return {job_id: statuses[job_id] for job_id in others if job_id in statuses}
 
     def _failed(self, error: Exception, now: float, interval_s: float) -> None:
@@ -103,6 +108,7 @@ class Polling:
         if self._failures:
             gone_s = now - self._failing_since
             logger.info("%s answers again, after %.0f s", self._backend.name, gone_s)
+            self.outages += 1
         self._failures = 0
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dask_batch.job.devices import unrestricted
-from dask_batch.job.surroundings import CHECKPOINT_VARIABLE, JOB_VARIABLE, RUN_TIME_VARIABLE
+from dask_batch.job.surroundings import OF_A_JOB
 
 __all__ = ["Surroundings"]
-
-_OF_A_JOB = frozenset({"DASK_BATCH_BACKEND", CHECKPOINT_VARIABLE, JOB_VARIABLE, RUN_TIME_VARIABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Surroundings:
 
         A job that hands over others does not pass on what makes it a job: theirs is their own.
         """
-        kept = {name: value for name, value in environment.items() if name not in _OF_A_JOB}
+        kept = {name: value for name, value in environment.items() if name not in OF_A_JOB}
         environment = {**unrestricted(kept), "PYTHONHASHSEED": "0"}
         if "PYTHONPATH" in environment:
             environment["PYTHONPATH"] = _without_here(environment["PYTHONPATH"])

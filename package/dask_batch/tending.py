@@ -9,9 +9,10 @@ by whoever waits longer than a lease for a sign of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 
-from dask_batch.backends.base import Backend
+from dask_batch.backends.base import Backend, JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Run, RunLog
 from dask_batch.cache.store import Cache
@@ -109,9 +110,22 @@ class Tending:
         They may be of its own run, or of later ones: the next window of a graph, another graph.
         """
         found: dict[str, tuple[str, ...]] = {}
+        names: defaultdict[str, set[str]] = defaultdict(set)
         for run, log in self._runs(claim):
             found.update(self._dependents_of(run, log, claim, job_id))
-        return found
+            for name, each in log.ids.items():
+                names[each].add(name)
+        return {each: found[each] for each in self._still_theirs({i: names[i] for i in found})}
+
+    def _still_theirs(self, names: Mapping[str, Collection[str]]) -> Iterator[str]:
+        """Yield the ids that a batch system without memory has not given to other jobs since."""
+        said = self.backend.status(list(names)) if names and self.backend.shared else {}
+        for job_id, own in names.items():
+            status = said.get(job_id)
+            gone = status is not None and status.state is JobState.LOST and not status.name
+            others = status is not None and bool(status.name) and status.name not in own
+            if not (gone or others):
+                yield job_id
 
     def _runs(self, claim: Claim) -> Iterator[tuple[Run, RunLog]]:
         """Yield a run, and the later ones with jobs that wait for some of its jobs."""

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
+from dask_batch.aftermath import Aftermath
 from dask_batch.attending import Attending
 from dask_batch.backends.base import Backend, JobState, tells_at_once
 from dask_batch.cache import attempts
@@ -21,12 +22,11 @@ from dask_batch.cache.store import Cache
 from dask_batch.cancelling import Cancelling
 from dask_batch.entries import Entry, Observer, Pace
 from dask_batch.errors import BatchError
-from dask_batch.follow import Outcome, Verdict
+from dask_batch.follow import Outcome
 from dask_batch.future import BatchFuture
 from dask_batch.ghosts import Ghosts
 from dask_batch.giving_up import GivingUp
 from dask_batch.history import History
-from dask_batch.letting_go import LettingGo
 from dask_batch.polling import Polling, Rhythm
 from dask_batch.repeating import Repeating
 from dask_batch.resolving import Resolving
@@ -34,7 +34,6 @@ from dask_batch.sighting import Sighting
 from dask_batch.standing import Standing, Standings
 from dask_batch.sweep import Sweep
 from dask_batch.tending import Tending
-from dask_batch.vanished import Vanished
 
 __all__ = ["Entry", "Observer", "Pace", "Watch"]
 
@@ -44,11 +43,6 @@ _FULL_SCAN_S = 2.0
 """How often even an unshared queue, which tells its news at once, is not relied on."""
 _PATIENCE_S = 600.0
 """For how long a file system may go on failing before what became of a task is not found out."""
-_VANISHED = Verdict(
-    Outcome.DIED,
-    "its process is gone and left no record, though the batch system says that it runs",
-    "the processes of the machine on which it ran",
-)
 _MISTAKES = 5
 """So often in a row may looking at one entry fail for a reason that waiting does not mend."""
 
@@ -95,12 +89,10 @@ class Watch:
         self._rhythm = Rhythm(time.monotonic(), pace.fixed_look_s)
         self._next_scan = 0.0
         history = History(cache, standings.claims)
-        self.ghosts = Ghosts(history, backend)
-        self._vanished = Vanished(cache, backend)
         self._sweep = Sweep(backend)
-        self._letting_go = LettingGo(standings.claims, backend)
         tending = Tending(cache, standings.claims, backend, history)
         self._resolving = Resolving(self, GivingUp(self, standings.claims), self._sweep)
+        self._aftermath = Aftermath(self, history, tending, self._resolving, self._sweep)
         self._cancelling = Cancelling(self, standings.claims, history, self._resolving, self._sweep)
         self._repeating = Repeating(self, standings, history, tending, self._resolving)
         self._attend = Attending(
@@ -116,6 +108,11 @@ class Watch:
     def not_before(self) -> float:
         """Until when not to look, whatever the news, on the monotonic clock."""
         return self._rhythm.not_before
+
+    @property
+    def ghosts(self) -> Ghosts:
+        """The jobs that are over and may be in the way of others."""
+        return self._aftermath.ghosts
 
     @property
     def pace(self) -> Pace:
@@ -211,19 +208,14 @@ class Watch:
             # What waited for those that have ended may have ended in the meantime.
             keys = self._exposed(keys, gone)
         self._attend(now)
-        self._letting_go.tend(self.entries.values(), now)
+        self._aftermath.tend(now)
         self._sweep.soon()
         return changed
 
     def poll(self, now: float) -> None:
         """Ask the batch system once for all jobs."""
-        suspects = self.ghosts.ids()
-        told = self._polling.poll(self.entries.values(), now, suspects)
-        self._sweep.add_ids(self.ghosts.haunting(suspects, told, now))
-        self.ghosts.gather(self.entries, self.known.values(), now)
-        for entry in self._vanished.found(self.entries, now):
-            # The record leads on: the job is ended, and repeated if it may be.
-            self._resolving.record(entry, _VANISHED)
+        told = self._polling.poll(self.entries.values(), now, self.ghosts.ids())
+        self._aftermath.heard(told, self._polling.outages, now)
         self._next_scan = 0.0
         for key, entry in list(self.entries.items()):
             if entry.running:

@@ -65,6 +65,8 @@ class JobStatus:
     """Who said so: ``squeue``, ``sacct``, ``local queue``."""
     name: str = ""
     """The job's name, where the batch system tells it: ids can be given out a second time."""
+    restarts: int | None = None
+    """How often the job was put back into the queue, where the batch system tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,8 @@ class Backend(Protocol):
 
         Raises
         ------
+        JobEndingError
+            The job has not ended altogether; it may be tried again.
         SubmissionError, CommandError, BackendUnavailableError
             It could not be done; it may be tried again.
         """

@@ -60,9 +60,10 @@ _CLUSTER: Final = (
 def _local(setup: Setup) -> Backend:
     from dask_batch.backends.local.backend import LocalBackend
 
-    setup.refuse("the local queue counts jobs: use max_workers", "max_cores")
     setup.refuse(_NO_FLUX, "flux_uri")
-    return LocalBackend(max_workers=setup.max_workers, gpus=setup.local_gpus)
+    return LocalBackend(
+        max_workers=setup.max_workers, max_cores=setup.max_cores, gpus=setup.local_gpus
+    )
 
 
 def _slurm(setup: Setup) -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +38,7 @@ def get_cache_data_queue(
         Only the tasks of this batch system: ``"slurm"``, ``"flux"``, ``"local"``; None: all. Each
         is asked about its own tasks; results come from any.
     config_directory
-        Has no meaning here, where the cache itself says which batch system has a task.
+        Not needed: the cache itself says which batch system has a task.
 
     Returns
     -------
@@ -49,7 +50,7 @@ def get_cache_data_queue(
     Raises
     ------
     ConfigurationError
-        There is no batch system of that name.
+        There is no batch system of that name, or no such directory.
     """
     if queue_type is not None:
         choose_backend(queue_type)
@@ -65,17 +66,17 @@ def get_cache_data_queue(
 
 
 def check_config_directory(name: str, value: Any) -> None:
-    """Refuse a directory that would tell of a batch system.
+    """Check a directory that tells of a batch system: what it would tell, the cache knows.
 
     Raises
     ------
     ConfigurationError
-        One was given.
+        There is none.
     """
-    if value is not None:
+    if value is not None and not os.path.isdir(value):
         raise ConfigurationError(
-            f"{name}={str(value)!r}: a cache says itself to which batch system its tasks were "
-            "handed over; leave it out"
+            f"{name}={str(value)!r}: there is no such directory; leave it out, since a cache says "
+            "itself to which batch system its tasks were handed over"
         )
 
 

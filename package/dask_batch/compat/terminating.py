@@ -24,7 +24,7 @@ def terminate_tasks_in_cache(
     cache_directory
         The cache.
     pysqa_config_directory
-        Has no meaning here, where the cache itself says which batch system has a task.
+        Not needed: the cache itself says which batch system has a task.
     backend
         Only the jobs of this batch system; None: all.
 
@@ -33,7 +33,7 @@ def terminate_tasks_in_cache(
     FileNotFoundError
         There is no such directory.
     ConfigurationError
-        There is no batch system of that name.
+        There is no batch system of that name, or no such directory.
     """
     check_config_directory("pysqa_config_directory", pysqa_config_directory)
     cache = opened(cache_directory)
@@ -68,7 +68,7 @@ def terminate_task_in_cache(
     FileNotFoundError
         The cache has nothing of that name.
     ConfigurationError
-        There is no batch system of that name.
+        There is no batch system of that name, or no such directory.
     """
     check_config_directory("pysqa_config_directory", pysqa_config_directory)
     if backend is not None:

@@ -10,7 +10,9 @@ from typing import Any
 __all__ = [
     "CHECKPOINT_VARIABLE",
     "JOB_VARIABLE",
+    "OF_A_JOB",
     "RUN_TIME_VARIABLE",
+    "STEP_VARIABLE",
     "enter",
     "extend_path",
     "inside_job",
@@ -25,6 +27,20 @@ CHECKPOINT_VARIABLE = "DASK_BATCH_CHECKPOINTS"
 
 RUN_TIME_VARIABLE = "DASK_BATCH_RUN_TIME_S"
 """Set where whoever started this job keeps to its time limit exactly, in seconds."""
+
+STEP_VARIABLE = "DASK_BATCH_STEP_OPTIONS"
+"""Set for the leader of ranks in an allocation: further options of the ``srun`` for them."""
+
+OF_A_JOB = frozenset(
+    {
+        "DASK_BATCH_BACKEND",
+        CHECKPOINT_VARIABLE,
+        JOB_VARIABLE,
+        RUN_TIME_VARIABLE,
+        STEP_VARIABLE,
+    }
+)
+"""What makes a process a job, and is not for the jobs that it hands over."""
 
 _BACKEND_IDS = ("SLURM_JOB_ID", "FLUX_JOB_ID", "PBS_JOBID", "LSB_JOBID", "MOAB_JOBID", "JOB_ID")
 """The last one is Grid Engine's."""

@@ -15,10 +15,11 @@ from dask_batch.backends.flux.gates import Gates, newest
 from dask_batch.backends.flux.instance import NORMAL, Dependency, Instance, Machine, Row
 from dask_batch.backends.flux.journal import Journal
 from dask_batch.backends.flux.places import Ended, find_instance, name_of, place_of
+from dask_batch.backends.flux.refusals import refusal
 from dask_batch.backends.flux.requests import Writer, refuse_what_cannot_be, urgency_of
 from dask_batch.backends.flux.rerun import Rerun
 from dask_batch.backends.flux.states import status_of
-from dask_batch.backends.flux.submission import Submitter, refusal
+from dask_batch.backends.flux.submission import Submitter
 from dask_batch.backends.slurm.script import job_command
 from dask_batch.errors import ResourceError
 

@@ -33,6 +33,7 @@ from dask_batch.backends.flux.instance import (
     Row,
 )
 from dask_batch.backends.flux.journal import Journal
+from dask_batch.backends.flux.refusals import is_about_dependencies, refusal
 from dask_batch.backends.flux.requests import Writer
 
 __all__ = ["Gates", "newest"]
@@ -62,12 +63,18 @@ class Gates:
         Where they are, and what is known of jobs there.
     writer
         Writes requests.
+
+    Attributes
+    ----------
+    made
+        The gates of earlier jobs that were made since this was cleared last.
     """
 
     def __init__(self, instance: Instance, journal: Journal, writer: Writer) -> None:
         self._instance = instance
         self._journal = journal
         self._writer = writer
+        self.made: set[str] = set()
 
     # ---- making ------------------------------------------------------------------------------
 
@@ -91,32 +98,49 @@ class Gates:
         )
 
     def open_with(self, job: Job, job_id: str) -> None:
-        """Give a job that repeats another openers for the gates of its name."""
-        gates = [row for row in self._named([_GATE + job.name]) if row.phase < Phase.CLEANUP]
+        """Give a job that repeats another, and is held, openers for the gates of its name.
+
+        Raises
+        ------
+        SubmissionError
+            One was refused: what waits behind its gate would wait for ever.
+        """
+        gates = [row for row in self._named([_GATE + job.name]) if _waits(row)]
         requests = [self.opener(job, job.name, job_id, gate.job_id) for gate in gates]
-        for gate, answer in zip(gates, self._instance.submit(requests), strict=True):
+        for answer in self._instance.submit(requests):
             if isinstance(answer, Refused):
-                # Jobs check their inputs themselves: a gate too few waits for nobody in vain.
-                logger.warning("gate %s of %s is given up: %s", gate.job_id, job.name, answer)
-                self._instance.end([gate.job_id], "cancel", answer.message)
+                raise refusal(job, answer.message)
 
     # ---- waiting for jobs of earlier hand-overs ------------------------------------------------
 
     def before(self, job: Job, job_id: str) -> Dependency:
-        """Return what a job waits for in place of an earlier one that may be repeated."""
+        """Return what a job waits for in place of an earlier one that may be repeated.
+
+        Raises
+        ------
+        SubmissionError
+            A gate, or what opens it, was refused.
+        """
         rows = self._journal.rows([job_id])
         if job_id not in rows or not self._instance.note(job_id).get("repeatable"):
             return Dependency("afterok", job_id)
         name = rows[job_id].name
-        there = [row for row in self._named([_GATE + name]) if row.phase < Phase.CLEANUP]
-        if there:
-            return Dependency("afterany", there[0].job_id)
-        (gate_id,) = self._instance.submit([self.gate(job, of=name)])
-        if isinstance(gate_id, Refused):
-            logger.warning("%s does not outlive a failure of %s: %s", job.name, name, gate_id)
-            return Dependency("afterok", job_id)
+        there = [row for row in self._named([_GATE + name, _OPENER + name]) if _waits(row)]
+        gate_id = next((row.job_id for row in there if _is_gate(row)), None)
+        if gate_id is None:
+            gate_id = self._new(job, name)
+        elif len(there) > 1:  # and its opener
+            return Dependency("afterany", gate_id)
         self._open_with_latest(job, name, gate_id)
         return Dependency("afterany", gate_id)
+
+    def _new(self, job: Job, name: str) -> str:
+        """Make the gate of an earlier job."""
+        (gate_id,) = self._instance.submit([self.gate(job, of=name)])
+        if isinstance(gate_id, Refused):
+            raise refusal(job, gate_id.message)
+        self.made.add(gate_id)
+        return gate_id
 
     def _open_with_latest(self, job: Job, name: str, gate_id: str) -> None:
         """Let a new gate be opened by the last job of a name, however often that is repeated."""
@@ -124,8 +148,9 @@ class Gates:
         while (latest := newest(self._named([name]))) is not None and latest.job_id != served:
             served = latest.job_id
             (answer,) = self._instance.submit([self.opener(job, name, served, gate_id)])
-            if isinstance(answer, Refused) and latest.phase < Phase.CLEANUP:
-                logger.debug("%s has ended meanwhile: %s", served, answer.message)
+            if isinstance(answer, Refused) and not is_about_dependencies(answer.message):
+                raise refusal(job, answer.message)
+            # Else it has failed: whoever repeats it opens the gate.
 
     # ---- clearing away -----------------------------------------------------------------------
 
@@ -143,7 +168,7 @@ class Gates:
         """Return those gates for which no job waits any more."""
         if not gate_ids:
             return set()
-        waiting = (row for row in self._instance.active() if row.phase < Phase.CLEANUP)
+        waiting = (row for row in self._instance.active() if _waits(row))
         return set(gate_ids) - {d.job_id for row in waiting for d in row.waits_for}
 
     def _named(self, names: Sequence[str]) -> list[Row]:
@@ -151,4 +176,9 @@ class Gates:
 
 
 def _is_gate(row: Row) -> bool:
-    return row.name.startswith(_GATE) and row.phase < Phase.CLEANUP
+    return row.name.startswith(_GATE) and _waits(row)
+
+
+def _waits(row: Row) -> bool:
+    """Whether a job has not ended, nor is about to."""
+    return row.phase < Phase.CLEANUP

@@ -146,7 +146,7 @@ class Journal:
         return found
 
     def newest(self, rows: Collection[Row]) -> list[Row]:
-        """Return what is known of jobs that were listed: a list may lag behind the journal."""
+        """Return what is known of jobs that were listed: either may lag behind the other."""
         return [self._learn(row) for row in rows]
 
     def _learn(self, row: Row) -> Row:
@@ -154,7 +154,7 @@ class Journal:
         with self._lock:
             known = self._rows.get(row.job_id)
             if known is not None and row.job_id in self._whole and self._reading:
-                return known
+                return row if row.phase > known.phase else known
             if not self._reading:
                 return row
             if known is None or row.phase >= known.phase:

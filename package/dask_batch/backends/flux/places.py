@@ -8,6 +8,7 @@ same seen from the login node, from a job, or through ``ssh``.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from dask_batch.errors import BackendUnavailableError
 __all__ = ["Ended", "find_instance", "name_of", "place_of"]
 
 _MARK: Final = "flux@"
+_HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def name_of(place: str) -> str:
@@ -42,6 +44,8 @@ def find_instance(place: str, connect: Callable[[str | None], Instance]) -> Inst
         It cannot be reached from here, which says nothing.
     """
     host, slash, path = place.partition("/")
+    if not _HOST.fullmatch(host):  # it becomes an argument of ssh
+        raise BackendUnavailableError(f"{place!r} is not where a Flux instance can be")
     if os.environ.get("FLUX_URI"):
         try:
             enclosing = connect(None)

@@ -8,7 +8,6 @@ refuses a dependency instead of letting the job fall, and what became of the par
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -25,43 +24,20 @@ from dask_batch.backends.flux.instance import (
     Row,
 )
 from dask_batch.backends.flux.journal import Journal
+from dask_batch.backends.flux.refusals import is_about_dependencies, refusal
 from dask_batch.backends.flux.requests import Writer
 from dask_batch.backends.flux.states import status_of
-from dask_batch.backends.slurm.parallel import levels
-from dask_batch.errors import QueueFullError, SubmissionError
+from dask_batch.backends.parallel import levels
 
-__all__ = ["Submitter", "refusal"]
+__all__ = ["Submitter"]
 
 logger = logging.getLogger(__name__)
 
 _SENTINEL: Final = "sentinel-"
-_DEPENDENCY: Final = re.compile(r"dependency: ")
-_FULL: Final = re.compile(
-    r"max(?:imum)?[ _-](?:number of )?(?:active[ _-])?jobs|job limit|too many jobs", re.I
-)
-"""How instances with ``flux-accounting``, or a site's plugin, say that a user has enough jobs."""
 _NEVER_BEGAN: Final = 'f="$1"; shift; j="$1"; shift; "$f" job wait-event -q "$j" start && exit 0'
 _UNLESS: Final = ("bash", "-c", f'{_NEVER_BEGAN}; exec "$@"', "steward")
 """Runs a command unless a job has begun: with ``flux``, the job's id and the command to follow."""
 _TRIES: Final = 3
-
-
-def refusal(job: Job, message: str) -> SubmissionError:
-    """Return the error for a job that Flux did not take."""
-    kind = QueueFullError if _FULL.search(message) else SubmissionError
-    error = kind(1, ["flux", "submit", f"--job-name={job.name}"], message, advice=_advice(message))
-    error.job_name = job.name
-    return error
-
-
-def _advice(message: str) -> str:
-    if "not a valid queue" in message or "no default queue" in message:
-        return "`flux queue list` shows the queues: resource_dict={'partition': ...}."
-    if "disabled" in message:
-        return "`flux queue list` shows which queues take jobs: resource_dict={'partition': ...}."
-    if "bank" in message or "account" in message:
-        return "Name a bank that you may use: resource_dict={'account': ...}."
-    return ""
 
 
 class Submitter:
@@ -93,6 +69,7 @@ class Submitter:
         gated = {job.name for job in jobs if job.repeatable and job.name in above}
         waits: dict[str, Dependency] = {}
         gate_ids: dict[str, str] = {}
+        self._gates.made.clear()
         try:
             for level in levels(jobs):
                 ids = self._level(level, waits, accepted)
@@ -104,7 +81,8 @@ class Submitter:
                     waits[job.name] = Dependency(kind, gate_id or ids[job.name])
         except BaseException:
             # Those that jobs wait for go with the last of these.
-            self._instance.end(self._gates.unused(gate_ids.values()), "cancel", "not needed")
+            made = {*gate_ids.values(), *self._gates.made}
+            self._instance.end(self._gates.unused(made), "cancel", "not needed")
             raise
 
     def _add_gates(
@@ -190,7 +168,7 @@ class Submitter:
         )
         (answer,) = self._instance.submit([sentinel])
         if isinstance(answer, Refused):
-            if not _DEPENDENCY.search(answer.message):
+            if not is_about_dependencies(answer.message):
                 raise refusal(job, answer.message)
             logger.info("%s begins at once: %s", job.name, answer.message)
             return self._writer.request(job)
@@ -202,7 +180,7 @@ class Submitter:
     def _once_more(self, job: Job, request: Request, refused: Refused) -> str:
         """Hand over a job whose parents have ended; one that can never begin falls at once."""
         for _ in range(_TRIES):
-            if not _DEPENDENCY.search(refused.message):
+            if not is_about_dependencies(refused.message):
                 break
             rows = self._journal.rows([each.job_id for each in request.dependencies], follow=False)
             fell = [each for each in request.dependencies if _has_failed(each, rows)]

@@ -18,7 +18,7 @@ from dask_batch.backends.local.profiles import Profiles, check_resources, profil
 from dask_batch.backends.local.protocol import Message
 from dask_batch.backends.local.script import command, shell_script
 from dask_batch.backends.local.submission import parts
-from dask_batch.errors import ConfigurationError, SubmissionError
+from dask_batch.errors import ConfigurationError, ResourceError, SubmissionError
 
 __all__ = ["LocalBackend"]
 
@@ -36,6 +36,8 @@ class LocalBackend:
     max_workers
         How many jobs of this backend may run at a time; None: as many as the machine has room
         for. Jobs of other clients do not count.
+    max_cores
+        On how many CPUs they may run together; None: on all there are.
     gpus
         What is declared of the machine's GPUs; None: what the client's environment lists, else
         what is found.
@@ -53,10 +55,18 @@ class LocalBackend:
     shared = False
     default_max_jobs: int | None = None
 
-    def __init__(self, *, max_workers: int | None = None, gpus: Declared | None = None) -> None:
-        if max_workers is not None and max_workers < 1:
-            raise ConfigurationError("max_workers must be greater than 0")
-        self._max_workers, self._gpus = max_workers, gpus
+    def __init__(
+        self,
+        *,
+        max_workers: int | None = None,
+        max_cores: int | None = None,
+        gpus: Declared | None = None,
+    ) -> None:
+        for name, most in (("max_workers", max_workers), ("max_cores", max_cores)):
+            if most is not None and most < 1:
+                raise ConfigurationError(f"{name} must be greater than 0")
+        self._cap = max_workers if max_cores is None else [max_workers, max_cores]
+        self._max_cores, self._gpus = max_cores, gpus
         self._group = secrets.token_hex(8)
         self._connection: Connection | None = None
         self._known = Known()
@@ -74,12 +84,22 @@ class LocalBackend:
         with self._lock:
             queue = self._connected()
             for job in jobs:
+                self._check_cores(job)
                 check_resources(
                     job,
                     machine_cpus=queue.cpus,
                     machine_memory_bytes=queue.memory_bytes,
                     devices=self._devices(job.environment),
                 )
+
+    def _check_cores(self, job: Job) -> None:
+        asked = job.resources
+        cpus = (asked.get("cores") or 1) * (asked.get("threads_per_core") or 1)
+        if self._max_cores is not None and cpus > self._max_cores:
+            raise ResourceError(
+                f"job {job.name}: it asks for {cpus} CPUs, and max_cores={self._max_cores} is all "
+                "that this executor may use at a time; ask for less, or raise max_cores"
+            )
 
     def _devices(self, environment: Mapping[str, str]) -> Devices:
         """Return the GPUs that jobs with an environment may have."""
@@ -130,7 +150,7 @@ class LocalBackend:
         """Send a hand-over and return the number of its first job."""
         queue = self._connected()
         members = Profiles(self._devices).members(jobs)
-        last = {"type": "submit", "group": self._group, "cap": self._max_workers}
+        last = {"type": "submit", "group": self._group, "cap": self._cap}
         answer = queue.request([*parts(members), last])
         if answer["type"] == "taken":
             return int(answer["first"])
@@ -146,7 +166,7 @@ class LocalBackend:
         BackendUnavailableError
             There is no queue, and none can be started.
         """
-        request = {"type": "rerun", "job": job_id, "group": self._group, "cap": self._max_workers}
+        request = {"type": "rerun", "job": job_id, "group": self._group, "cap": self._cap}
         members = [Profiles(self._devices).member(job)]
         with self._lock:
             answer = self._twice([*parts(members), request])

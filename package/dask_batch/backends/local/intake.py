@@ -9,6 +9,7 @@ from dask_batch.backends.base import JobState
 from dask_batch.backends.local.entries import Entries
 from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.queue import WorkQueue
+from dask_batch.backends.local.records import Cap
 from dask_batch.backends.local.submission import Member, parts
 
 __all__ = ["Intake"]
@@ -20,7 +21,7 @@ class Intake:
     def __init__(self, queue: WorkQueue, journal: Journal, entries: Entries) -> None:
         self._queue, self._journal, self._entries = queue, journal, entries
 
-    def hand_over(self, members: list[Member], group: str | None, cap: int | None) -> range:
+    def hand_over(self, members: list[Member], group: str | None, cap: Cap) -> range:
         """Take a hand-over.
 
         Raises
@@ -33,7 +34,7 @@ class Intake:
         self._journal.taken(self._queue.jobs.next_number, group, cap, [*parts(members)])
         return self._queue.hand_over(entries, cap=cap)
 
-    def run_again(self, job_id: str, member: Member, group: str | None, cap: int | None) -> int:
+    def run_again(self, job_id: str, member: Member, group: str | None, cap: Cap) -> int:
         """Queue a job again, or anew if it is forgotten; one that has not ended is left alone.
 
         Returns

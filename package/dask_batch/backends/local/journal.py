@@ -24,7 +24,7 @@ from dask_batch.backends.local.chronicle import FormerJobs, end_entry
 from dask_batch.backends.local.identity import JobId, QueueId
 from dask_batch.backends.local.processes import ProcessIdentity
 from dask_batch.backends.local.protocol import Message
-from dask_batch.backends.local.records import Outcome
+from dask_batch.backends.local.records import Cap, Outcome
 
 __all__ = ["Journal", "append_exits", "append_orphaned", "append_process"]
 
@@ -83,7 +83,7 @@ class Journal:
 
     # ---- what must be on record before it counts -------------------------------------------
 
-    def taken(self, first: int, group: str | None, cap: int | None, parts: list[Message]) -> None:
+    def taken(self, first: int, group: str | None, cap: Cap, parts: list[Message]) -> None:
         """Put a hand-over on record.
 
         Raises
@@ -93,7 +93,7 @@ class Journal:
         """
         self._commit("taken", str(self.queue), first, group, cap, parts)
 
-    def again(self, number: int, group: str | None, cap: int | None, parts: list[Message]) -> None:
+    def again(self, number: int, group: str | None, cap: Cap, parts: list[Message]) -> None:
         """Put on record that a job is run once more.
 
         Raises

@@ -22,7 +22,7 @@ from dask_batch.backends.local.dependencies import (
     inform,
     inform_of_unknown,
 )
-from dask_batch.backends.local.records import Entry, Outcome, QueuedJob, RefusedError
+from dask_batch.backends.local.records import Cap, Entry, Outcome, QueuedJob, RefusedError
 from dask_batch.backends.local.register import Register
 from dask_batch.backends.local.room import Room
 
@@ -90,7 +90,7 @@ class WorkQueue:
 
     # ---- events ----------------------------------------------------------------------------
 
-    def hand_over(self, entries: Sequence[Entry], *, cap: int | None = None) -> range:
+    def hand_over(self, entries: Sequence[Entry], *, cap: Cap = None) -> range:
         """Take a graph of jobs, whole or not at all; those that wait for nothing are held.
 
         Parameters
@@ -136,7 +136,7 @@ class WorkQueue:
         number: int,
         entry: Entry,
         *,
-        cap: int | None = None,
+        cap: Cap = None,
     ) -> None:
         """Run an ended job once more; one that has not ended is left alone.
 
@@ -219,7 +219,7 @@ class WorkQueue:
         if not 0 <= entry.demand.gpus <= len(entry.demand.devices.names):
             raise RefusedError(f"{entry.name!r} names too few GPUs for it", entry.name)
 
-    def _add(self, entry: Entry, first: int, cap: int | None) -> None:
+    def _add(self, entry: Entry, first: int, cap: Cap) -> None:
         """Take one job of a hand-over that begins at number ``first``."""
         number = self.jobs.next_number
         self.jobs.next_number += 1
@@ -274,7 +274,7 @@ class WorkQueue:
         job.devices = ()
         return job
 
-    def _revive(self, job: QueuedJob, entry: Entry, cap: int | None) -> None:
+    def _revive(self, job: QueuedJob, entry: Entry, cap: Cap) -> None:
         """Queue an ended job again."""
         self.jobs.revive(job)
         job.demand, job.payload, job.outcome = entry.demand, entry.payload, None

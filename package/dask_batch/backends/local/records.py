@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.gpus import NO_DEVICES, Devices
 
-__all__ = ["NEVER_SATISFIED", "Demand", "Entry", "Outcome", "QueuedJob", "RefusedError"]
+__all__ = ["NEVER_SATISFIED", "Cap", "Demand", "Entry", "Outcome", "QueuedJob", "RefusedError"]
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 """Slurm's word for a job that stays in the queue although one that it waits for has failed."""
@@ -20,6 +21,10 @@ class RefusedError(Exception):
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
         self.name = name
+
+
+Cap: TypeAlias = int | Sequence[int | None] | None
+"""How many jobs of a group may run at a time; or that, and on how many CPUs together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dask_batch.backends.local.chronicle import FormerJobs
 from dask_batch.backends.local.entries import Entries
 from dask_batch.backends.local.protocol import ProtocolError
 from dask_batch.backends.local.queue import WorkQueue
-from dask_batch.backends.local.records import Entry, Outcome, RefusedError
+from dask_batch.backends.local.records import Cap, Entry, Outcome, RefusedError
 from dask_batch.backends.local.submission import Staged
 
 __all__ = ["restore"]
@@ -72,7 +72,7 @@ class _Replay:
         return [self._entries.entry(member, group) for member in staged.members]
 
     def _taken(
-        self, _: str, first: int, group: str | None, cap: int | None, parts: list[dict[str, Any]]
+        self, _: str, first: int, group: str | None, cap: Cap, parts: list[dict[str, Any]]
     ) -> None:
         # What was refused, or is left out of a shortened journal, has had numbers too.
         self._queue.jobs.next_number = max(first, self._queue.jobs.next_number)
@@ -89,9 +89,7 @@ class _Replay:
         (number,) = self._entries.numbers([job_id])
         return number
 
-    def _again(
-        self, job_id: str, group: str | None, cap: int | None, parts: list[dict[str, Any]]
-    ) -> None:
+    def _again(self, job_id: str, group: str | None, cap: Cap, parts: list[dict[str, Any]]) -> None:
         (entry,) = self._members(group, parts)
         self._queue.rerun(self._number(job_id), entry, cap=cap)
 

@@ -11,13 +11,14 @@ costs as many steps as there are different shapes, however many jobs wait.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.gpus import Devices
 from dask_batch.backends.local.devices import Holdings
-from dask_batch.backends.local.records import Demand, QueuedJob
+from dask_batch.backends.local.records import Cap, Demand, QueuedJob
 
 __all__ = ["PASS_LIMIT", "Room"]
 
@@ -30,11 +31,23 @@ _Place = tuple[int, int, int, QueuedJob]
 
 @dataclass(slots=True)
 class _Group:
-    """The jobs of one executor: at most ``cap`` of them run at a time."""
+    """The jobs of one executor, and how many of them may run at a time, on how many CPUs."""
 
-    cap: int
+    most_jobs: float = math.inf
+    most_cpus: float = math.inf
     jobs: int = 0
     running: int = 0
+    cpus: int = 0
+
+    def bind(self, cap: Cap) -> None:
+        """Take other caps from now on."""
+        jobs, cpus = (cap, None) if cap is None or isinstance(cap, int) else cap
+        self.most_jobs = math.inf if jobs is None else jobs
+        self.most_cpus = math.inf if cpus is None else cpus
+
+    def has_room(self, demand: Demand) -> bool:
+        """Whether one more job may run."""
+        return self.running < self.most_jobs and self.cpus + demand.cpus <= self.most_cpus
 
 
 class Room:
@@ -54,10 +67,10 @@ class Room:
 
     # ---- groups ----------------------------------------------------------------------------
 
-    def enter(self, demand: Demand, cap: int | None) -> None:
+    def enter(self, demand: Demand, cap: Cap) -> None:
         """Count a job that has not ended; ``cap`` binds its group from now on."""
         if demand.group is not None and cap is not None:
-            self._groups.setdefault(demand.group, _Group(cap)).cap = cap
+            self._groups.setdefault(demand.group, _Group()).bind(cap)
         if (group := self._group(demand)) is not None:
             group.jobs += 1
 
@@ -98,6 +111,7 @@ class Room:
         self.free_memory_bytes += sign * demand.memory_bytes
         if (group := self._group(demand)) is not None:
             group.running -= sign
+            group.cpus -= sign * demand.cpus
 
     # ---- who is next -----------------------------------------------------------------------
 
@@ -131,8 +145,12 @@ class Room:
         heads = [(head, shape) for shape in list(self._ready) if (head := self._head(shape))]
         heads.sort(key=lambda item: item[0][:3])
         blocked: QueuedJob | None = None
+        capped: set[str | None] = set()
         for (*_, job), shape in heads:
+            if job.demand.group in capped:
+                continue  # those of one executor keep their order: a large one would never start
             if self._capped(job.demand):
+                capped.add(job.demand.group)
                 continue
             if self._fits(job.demand):
                 if blocked is not None:
@@ -156,4 +174,4 @@ class Room:
     def _capped(self, demand: Demand) -> bool:
         """Whether a job's group runs as many jobs as it may."""
         group = self._group(demand)
-        return group is not None and group.running >= group.cap
+        return group is not None and not group.has_room(demand)

@@ -42,7 +42,7 @@ from dask_batch.backends.local.journal import Journal
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.protocol import PROTOCOL_VERSION, Channel, Message, ProtocolError
 from dask_batch.backends.local.queue import WorkQueue
-from dask_batch.backends.local.records import Outcome, QueuedJob, RefusedError
+from dask_batch.backends.local.records import Cap, Outcome, QueuedJob, RefusedError
 from dask_batch.backends.local.submission import Staged
 from dask_batch.backends.local.supervisor import Supervisor
 
@@ -278,13 +278,14 @@ def _refused(error: RefusedError | OSError) -> Message:
     return {"type": "refused", "message": message, "name": ""}
 
 
-def _group(message: Message) -> tuple[str | None, int | None]:
+def _group(message: Message) -> tuple[str | None, Cap]:
     """Return whose jobs are handed over, and how many of them may run at a time."""
     group, cap = message.get("group"), message.get("cap")
-    if not (group is None or isinstance(group, str)) or not (
-        cap is None or (type(cap) is int and cap > 0)
+    caps = cap if isinstance(cap, list) and len(cap) == 2 else [cap]
+    if not (group is None or isinstance(group, str)) or not all(
+        each is None or (type(each) is int and each > 0) for each in caps
     ):
-        raise ProtocolError("a group is a string, a cap a positive number")
+        raise ProtocolError("a group is a string, a cap a positive number, or one each for CPUs")
     return group, cap
 
 

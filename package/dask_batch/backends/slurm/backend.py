@@ -14,14 +14,14 @@ from typing import Any
 from dask_batch.backends.base import Job, JobStatus
 from dask_batch.backends.command import Completed
 from dask_batch.backends.parallel import levels, submit_together
-from dask_batch.backends.patience import CANCEL_PATIENCE_S, Waiting
+from dask_batch.backends.patience import CANCEL_PATIENCE_S, PATIENCE_S, Waiting
 from dask_batch.backends.slurm import parse, script
 from dask_batch.backends.slurm.commands import Commands, chunks
 from dask_batch.backends.slurm.dependencies import LONGEST, Dependency, dependency_of
 from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.limits import refuse_what_cannot_be
 from dask_batch.backends.slurm.options import refuse_directives, refuse_reserved
-from dask_batch.backends.slurm.rerun import Rerun
+from dask_batch.backends.slurm.rerun import ANSWER_PATIENCE_S, Rerun
 from dask_batch.backends.slurm.submission import Submitter
 from dask_batch.errors import (
     BackendUnavailableError,
@@ -142,7 +142,9 @@ class SlurmBackend:
             for level in levels(jobs):
                 submit_together(level, submit, taken, pool=pool, at_a_time=PARALLEL)
 
-    def _hand_in(self, job: Job, dependency: Dependency, *, hold: bool) -> str:
+    def _hand_in(
+        self, job: Job, dependency: Dependency, *, hold: bool, total_s: float = PATIENCE_S
+    ) -> str:
         arguments = script.sbatch_arguments(job, dependency, hold=hold)
         if len(dependency.expression) > LONGEST:
             refusal = SubmissionError(
@@ -154,7 +156,7 @@ class SlurmBackend:
             )
             refusal.job_name = job.name
             raise refusal
-        return self._submit_one(job, arguments, self._script(job, dependency))
+        return self._submit_one(job, arguments, self._script(job, dependency), total_s=total_s)
 
     def release(self, job_ids: Sequence[str]) -> None:
         """Let held jobs go; one that has been cancelled in the meantime is no error."""
@@ -182,7 +184,13 @@ class SlurmBackend:
         return self._rerun(job, job_id, dependents)
 
     def _submit_again(self, job: Job) -> str:
-        return self._hand_in(job, dependency_of(job), hold=True)
+        """Submit a job in the place of one that cannot be repeated; no answer is no refusal."""
+        try:
+            return self._hand_in(job, dependency_of(job), hold=True, total_s=ANSWER_PATIENCE_S)
+        except SubmissionError as error:
+            if isinstance(error.__cause__, CommandError):
+                raise error.__cause__ from None
+            raise
 
     # -- afterwards -----------------------------------------------------------------------------
 

@@ -62,6 +62,7 @@ class Inquiry:
         self._clock = clock
         self._accounting = True
         self._gone: dict[str, _Gone] = {}
+        self._over_since: dict[str, float] = {}
 
     # ---- by id -----------------------------------------------------------------------------
 
@@ -76,6 +77,11 @@ class Inquiry:
         # By user, not by id: an unknown id alone is an error, among others it is silence.
         text = self._queue(parse.SQUEUE_FORMAT)
         queued = parse.parse_squeue(text)
+        self._over_since = {
+            job_id: self._over_since.get(job_id, self._clock())
+            for job_id, status in queued.items()
+            if status.state.ended
+        }
         found = {job_id: queued[job_id] for job_id in job_ids if job_id in queued}
         for job_id in found:
             self._gone.pop(job_id, None)
@@ -134,11 +140,19 @@ class Inquiry:
         """
         argv = ["squeue", "-h", "-r", "-t", "all", "-j", job_id, "-O", parse.SQUEUE_FORMAT]
         try:
-            return parse.parse_squeue(self._ask(argv).stdout).get(job_id)
+            status = parse.parse_squeue(self._ask(argv).stdout).get(job_id)
         except CommandError as error:
             if "Invalid job id" in error.stderr:
                 return None
             raise
+        if status is not None and status.state.ended:
+            self._over_since.setdefault(job_id, self._clock())
+        return status
+
+    def over_for_s(self, job_id: str) -> float | None:
+        """Return for how long a job is known here to have ended; None: it is not, in the queue."""
+        since = self._over_since.get(job_id)
+        return None if since is None else self._clock() - since
 
     # ---- by name ---------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ __all__ = [
     "parse_time_limit",
 ]
 
-SQUEUE_FORMAT = "JobID:|,State:|,exit_code:|,Name:|,Reason:"
+SQUEUE_FORMAT = "JobID:|,State:|,exit_code:|,RestartCnt:|,Name:|,Reason:"
 SQUEUE_NAME_FORMAT = "JobID:|,Name:"
 SACCT_FIELDS = "JobIDRaw,State,ExitCode,JobName,Start,End,Reason"
 SACCT_NAME_FIELDS = "JobIDRaw,JobName"
@@ -84,10 +84,11 @@ def _rows(text: str, fields: int) -> Iterator[list[str]]:
 def parse_squeue(text: str) -> dict[str, JobStatus]:
     """Read ``squeue -h -O`` in :data:`SQUEUE_FORMAT`."""
     found = {}
-    for job_id, word, status, name, reason in _rows(text, 5):
+    for job_id, word, status, restarts, name, reason in _rows(text, 6):
         if job_id.isdecimal() and word:
             exit_code, signal = _queue_status(status)
-            found[job_id] = _status(job_id, word, exit_code, signal, reason, "squeue", name)
+            told = _status(job_id, word, exit_code, signal, reason, "squeue", name)
+            found[job_id] = replace(told, restarts=_integer(restarts))
     return found
 
 
@@ -97,7 +98,7 @@ def is_whole(text: str) -> bool:
     What is missing in one that was cut short is not gone.
     """
     lines = text.split("\n")
-    rows = list(_rows(text, 5))
+    rows = list(_rows(text, 6))
     return not lines[-1] and len(rows) == len(lines) - 1 and all(r[0].isdecimal() for r in rows)
 
 

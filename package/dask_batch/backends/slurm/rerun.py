@@ -6,6 +6,11 @@ anew while the job is held. Then it gets its memory and its time, which a plain 
 job that has not begun, and is released last: a job that waits or runs has had all of this done to
 it, and one that is held is a repetition that somebody did not finish.
 
+It is released in a later second than that of its end. A node refuses the credentials of a job that
+were made up to the second in which it was told to end it, a requeued job's among them ("Job
+credential revoked"), and the job fails with exit code 1 without having begun (22.05). Slurm itself
+would let it wait for as long as credentials are valid: 2 minutes by default.
+
 Where Slurm has forgotten the job, or does not let it be requeued, a new one of the same name takes
 its place; and so it does where a job can no longer be changed. (A controller that was killed may
 come back with jobs that wait for a number from the accounting's database for good, and refuses
@@ -26,18 +31,21 @@ from dask_batch.backends.slurm.dependencies import afterok
 from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.options import memory_mb, minutes
 from dask_batch.backends.slurm.refusals import is_stuck, is_temporary
-from dask_batch.errors import CommandError, SubmissionError
+from dask_batch.errors import CommandError, JobEndingError, SubmissionError
 
-__all__ = ["Rerun"]
+__all__ = ["ANSWER_PATIENCE_S", "Rerun"]
 
 logger = logging.getLogger(__name__)
 
-ENDING_PATIENCE_S = 60.0
-"""How long a job may take to leave its nodes: ``KillWait`` and an epilog."""
+ENDING_PATIENCE_S = 5.0
+"""A job that leaves its nodes for longer (``KillWait``, an epilog, a node that is out of order for
+``SlurmdTimeout``) is come back to: whoever repeats it follows others as well."""
 LEAVING_PATIENCE_S = 3.0
 """A job that has just recorded its own end runs a moment longer; one that runs again, on and on."""
 ANSWER_PATIENCE_S = 20.0
-"""Whoever repeats a job follows others as well: an outage is waited out between two tries."""
+"""And an outage is waited out between two tries."""
+CREDENTIAL_S = 1.1
+"""How long a job must have been over when it is released: the next second has begun."""
 _PENDING = "PENDING"
 
 
@@ -64,8 +72,8 @@ class Rerun:
         ------
         SubmissionError
             What the job is to have this time is refused. It stays held.
-        CommandError, BackendUnavailableError
-            Slurm does not answer: it may be tried again.
+        JobEndingError, CommandError, BackendUnavailableError
+            It is not over yet, or Slurm does not answer: it may be tried again.
         """
         chosen, status = self._in_queue(job, job_id)
         held = status is None or _waits_for_us(status)
@@ -74,8 +82,15 @@ class Rerun:
         if held and not self._prepare(job, chosen):
             chosen = self._replaced(job, chosen, dependents)
         if held:
+            self._await_credential(chosen)
             self._insist(["scontrol", "release", chosen])
         return chosen
+
+    def _await_credential(self, job_id: str) -> None:
+        """Wait until the job's next credential is younger than its end."""
+        over_for_s = self._inquiry.over_for_s(job_id)
+        if over_for_s is not None and over_for_s < CREDENTIAL_S:
+            self._commands.waiting.pause(CREDENTIAL_S - over_for_s)
 
     def _insist(self, argv: Sequence[str]) -> None:
         self._commands.insist(argv, total_s=ANSWER_PATIENCE_S)
@@ -112,8 +127,11 @@ class Rerun:
             status = self._inquiry.queued(job_id)
             if status is None or status.name != job.name:  # ids are given out a second time
                 return None
-            if status.state not in patience or not patience[status.state].pause(status.word):
-                return status
+            if status.state in patience and patience[status.state].pause(status.word):
+                continue
+            if status.state is JobState.ENDING:
+                raise JobEndingError(f"job {job_id} ({job.name}) has not left its nodes yet")
+            return status
 
     def _requeued(self, job: Job, job_id: str, status: JobStatus) -> bool:
         """Make an ended job a held one; false where that cannot be."""
@@ -147,7 +165,7 @@ class Rerun:
             changes.append(f"MinMemoryNode={memory_mb(job.resources['memory_max'])}")
         if job.resources.get("run_time_max") is not None:
             changes.append(f"TimeLimit={minutes(job.resources['run_time_max'])}")
-        # A requeued job would wait until its old credential has expired (2 minutes by default).
+        # A requeued job would wait until its old credential has expired.
         changes.append("StartTime=now")
         try:
             self._insist(["scontrol", "update", f"JobId={job_id}", *changes])

@@ -11,7 +11,7 @@ from pathlib import Path
 from dask_batch.backends import logs
 from dask_batch.backends.base import Job
 from dask_batch.backends.command import Completed, command_environment, run
-from dask_batch.backends.patience import Patience, Waiting
+from dask_batch.backends.patience import PATIENCE_S, Patience, Waiting
 from dask_batch.backends.slurm.options import SBATCH_VARIABLES, thread_variables
 from dask_batch.backends.slurm.parse import parse_job_id
 from dask_batch.backends.slurm.refusals import SATURATED, Meaning, advice, meaning
@@ -82,8 +82,10 @@ class Submitter:
         self._busy = busy
         self._waiting = waiting
 
-    def __call__(self, job: Job, arguments: Sequence[str], script: str) -> str:
-        """Submit one job and return its id.
+    def __call__(
+        self, job: Job, arguments: Sequence[str], script: str, *, total_s: float = PATIENCE_S
+    ) -> str:
+        """Submit one job and return its id, within so many seconds.
 
         A failure that leaves open whether the job was taken is cleared up by its unique name
         before anything is repeated; as long as the look-up fails as well, nothing is.
@@ -91,14 +93,15 @@ class Submitter:
         Raises
         ------
         SubmissionError
-            The job was refused, or Slurm does not answer; ``job_name`` names the job.
+            The job was refused, or Slurm does not answer; ``job_name`` names the job. In the
+            second case the :class:`CommandError` is its cause, and the job may have been taken.
         QueueFullError
             Slurm takes no more jobs for now.
         """
         path = write_script(job, script)
         logs.prepare(job)
         argv = ["sbatch", *arguments, str(path)]
-        patience = Patience(self._waiting, f"submitting job {job.name}")
+        patience = Patience(self._waiting, f"submitting job {job.name}", total_s=total_s)
         doubted = False
         while True:
             outcome = self._once(job, argv, path)
@@ -153,7 +156,7 @@ class Submitter:
             return self._looked_up_twice(job.name)
         while True:
             if not patience.pause(failure.stderr):
-                raise _refusal(SubmissionError, job, failure, _script_path(job))
+                raise _refusal(SubmissionError, job, failure, _script_path(job)) from failure
             try:
                 return self._find([job.name]).get(job.name)
             except BackendError as error:

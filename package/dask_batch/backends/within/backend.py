@@ -85,6 +85,7 @@ class WithinBackend:
                     "all that this executor may use at a time; ask for less, or raise max_cores"
                 )
             _check_paths(job)
+            _check_nodes(job)
             self._launcher.check(job)
 
     def script(self, job: Job, dependency: Sequence[str] = ()) -> str:
@@ -248,6 +249,22 @@ def _by_queue(job_ids: Iterable[str]) -> dict[WithinBackend, list[int]]:
         if there is not None:
             found.setdefault(there, []).append(there._ids.number(job_id))
     return found
+
+
+def _check_nodes(job: Job) -> None:
+    """Refuse several nodes for one process.
+
+    Raises
+    ------
+    ResourceError
+        Names the culprit and the remedy.
+    """
+    wanted = job.resources
+    if (wanted.get("num_nodes") or 1) > 1 and (wanted.get("cores") or 1) == 1:
+        raise ResourceError(
+            f"job {job.name}: resource 'num_nodes' = {wanted['num_nodes']}: a task of one process "
+            "runs on one node; ask for as many MPI ranks at least (cores), or leave it out"
+        )
 
 
 def _check_paths(job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -14,7 +15,15 @@ from dask_batch.backends.slurm.script import job_command
 from dask_batch.errors import ResourceError
 from dask_batch.job.surroundings import JOB_VARIABLE, RUN_TIME_VARIABLE
 
-__all__ = ["command", "directory", "environment", "prepare_logs", "refuse", "script_text"]
+__all__ = [
+    "add_to_log",
+    "command",
+    "directory",
+    "environment",
+    "prepare_logs",
+    "refuse",
+    "script_text",
+]
 
 
 def command(job: Job) -> list[str]:
@@ -53,6 +62,12 @@ def prepare_logs(job: Job) -> tuple[str, str]:
     logs.separate(job)
     stem = job.log_directory / str(job.index)
     return f"{stem}.out", f"{stem}.err"
+
+
+def add_to_log(path: str, said: str) -> None:
+    """Append to a job's stderr what was said in its place; what is said of its end tells it too."""
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as log:
+        log.write(f"{said}\n")
 
 
 def script_text(job: Job, argv: list[str], extra: Mapping[str, str]) -> str:

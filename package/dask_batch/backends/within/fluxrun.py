@@ -34,6 +34,7 @@ _TIMEOUT_S: Final = 60.0
 _MESSAGE_BYTES: Final = 4000
 _MEANINGLESS: Final = {
     "memory_max": "limit of memory (Flux sets none)",
+    "exclusive": "whole nodes to itself",
     "partition": "partition to choose",
     "account": "account to choose",
     "qos": "quality of service to choose",
@@ -203,8 +204,7 @@ class StartedFluxJob:
         self.words.close()
         how = read_attached(code, said)
         if how.reason and how.exit_code is None:
-            with open(self.log, "a", encoding="utf-8") as log:
-                log.write(f"{said}\n")
+            commands.add_to_log(self.log, said)
         return how
 
     def kill(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from dask_batch.backends.within.entries import share_of
 from dask_batch.backends.within.launcher import Ended, Room
 from dask_batch.backends.within.processes import ProcessLauncher, StartedProcess, ended_process
 from dask_batch.errors import ResourceError
+from dask_batch.job.surroundings import STEP_VARIABLE
 
 __all__ = ["StepLauncher", "read_end"]
 
@@ -116,6 +118,9 @@ class StepLauncher:
         if there.gpus is not None and share.gpus > there.gpus:
             asked = f"{share.gpus} GPUs are asked for"
             raise _too_large(job, f"{asked}, the allocation has {there.gpus}")
+        nodes = int(job.resources.get("num_nodes") or 1)
+        if nodes > there.nodes:
+            raise _too_large(job, f"{nodes} nodes are asked for, the allocation has {there.nodes}")
         memory = there.memory_of_node
         if memory is not None and share.memory_bytes > memory:
             raise _too_large(
@@ -196,8 +201,7 @@ class StartedStep:
         self.words.close()
         how = read_end(code, said)
         if how.reason and how.exit_code is None:
-            with open(self.log, "a", encoding="utf-8") as log:
-                log.write(f"{said}\n")
+            commands.add_to_log(self.log, said)
         return how
 
     def kill(self) -> None:
@@ -214,7 +218,8 @@ def _memory(job: Job) -> str:
 
 def _for_ranks(job: Job, nodes: int) -> dict[str, str]:
     """Return the variables by which the step of a task's ranks leaves to others what is theirs."""
-    variables = {"SLURM_EXACT": "1", "SLURM_MEM_PER_NODE": _memory(job)}
+    further = [f"--job-name={job.name}", *(job.resources.get("slurm_cmd_args") or ())]
+    variables = {STEP_VARIABLE: shlex.join(further), "SLURM_MEM_PER_NODE": _memory(job)}
     if not job.resources.get("num_nodes"):
         variables["SLURM_JOB_NUM_NODES"] = f"1-{nodes}"  # else it would take a CPU of each
     if not job.resources.get("gpus_per_core"):

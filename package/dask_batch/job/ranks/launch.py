@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any, Final
 from dask_batch.job import checks
 from dask_batch.job.endings import EndedError
 from dask_batch.job.ranks.library import Library
+from dask_batch.job.surroundings import STEP_VARIABLE
 
 __all__ = ["MPIEXEC", "Launch", "launch"]
 
@@ -87,7 +89,8 @@ def launch(
     if mode != MPIEXEC and backend.startswith("slurm") and environ.get("SLURM_JOB_ID"):
         mode = mode or recommended(library, _modes_of_srun())
         if mode != MPIEXEC:
-            return _by_srun(asked, mode, inside=backend == "slurm-step")
+            further = shlex.split(environ.get(STEP_VARIABLE, ""))
+            return _by_srun(asked, mode, further if backend == "slurm-step" else None)
     return _by_mpiexec(asked, library, environ)
 
 
@@ -109,7 +112,8 @@ def _modes_of_srun() -> list[str]:
     return re.findall(r"^\s+(\w+)\s*$", done, re.MULTILINE)
 
 
-def _by_srun(asked: Mapping[str, Any], mode: str, *, inside: bool) -> Launch:
+def _by_srun(asked: Mapping[str, Any], mode: str, further: list[str] | None) -> Launch:
+    """Return how srun starts them; ``further`` are options of a step beside others, else None."""
     argv = [
         "srun",
         f"--mpi={mode}",
@@ -124,8 +128,8 @@ def _by_srun(asked: Mapping[str, Any], mode: str, *, inside: bool) -> Launch:
         argv.append(asked["gpu_option"])
     if asked["nodes"]:
         argv.append(f"--nodes={asked['nodes']}")
-    if inside:
-        argv.append("--exact")  # beside other steps of the same allocation
+    if further is not None:
+        argv += ["--exact", *further]  # beside other steps of the same allocation
     return Launch(tuple(argv), mode=mode)
 
 
