@@ -20,7 +20,7 @@ import pytest
 
 import worker_bodies as bodies
 from clients import poll
-from dask_batch import SingleNodeExecutor
+from dask_batch import SingleNodeExecutor, cluster_get
 from dask_batch.backends.workers.process import WorkerProcesses
 from dask_batch.backends.workers.worker import State
 from dask_batch.errors import (
@@ -112,6 +112,14 @@ def test_futures_are_arguments_and_graphs_are_computed(open_executor: Open) -> N
     squares = [dask.delayed(pow)(number, 2) for number in range(4)]
     assert dask.compute(dask.delayed(sum)(squares), scheduler=exe) == (14,)
     assert exe.compute(dask.delayed(max)(squares)).result(60) == 9
+
+
+def test_a_graph_may_have_workers_of_its_own(cache: Path) -> None:
+    pids = [dask.delayed(bodies.process, pure=False)(number) for number in range(4)]
+    how = {"backend": "local", "cache_directory": cache, "block_allocation": True}
+    (found,) = dask.compute(pids, scheduler=cluster_get, max_workers=1, fuse="none", **how)
+    assert len(set(found)) == 1
+    poll(lambda: gone(found[0]), 30, "the end of the worker")
 
 
 def test_each_task_has_its_own_logs(open_executor: Open) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -11,6 +12,8 @@ from dask_batch.backends.within.launcher import Ended, Room
 from dask_batch.errors import BackendError
 
 __all__ = ["BatchLauncher"]
+
+logger = logging.getLogger(__name__)
 
 _BETWEEN_S: Final = 5.0
 """So often the batch system is asked at most, for all workers together."""
@@ -58,7 +61,8 @@ class BatchLauncher:
             self._backend.submit([job], lambda _, accepted: ids.append(accepted))
             self._backend.release(ids)
         except BackendError:
-            self._backend.cancel(ids)
+            if ids:
+                self.cancel(ids[0])
             raise
         started = self._open[ids[0]] = _BatchJob(ids[0], self)
         return started
@@ -83,8 +87,11 @@ class BatchLauncher:
                 del self._open[job_id]
 
     def cancel(self, job_id: str) -> None:
-        """End a job."""
-        self._backend.cancel([job_id])
+        """End a job; if that cannot be done now, it ends by itself, as its client is gone."""
+        try:
+            self._backend.cancel([job_id])
+        except BackendError as error:
+            logger.warning("worker %s could not be cancelled: %s", job_id, error)
 
 
 class _BatchJob:
