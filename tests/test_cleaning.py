@@ -143,10 +143,14 @@ def test_what_another_run_waits_for_or_is_at_work_is_not_ended(cache: Cache, bat
     cache.publish(KEYS[0], 1, {})
     batch.states = {"id-f-run-0": JobState.RUNNING}
     clean(cache.path)
+    hand_over(cache, "later", KEYS[1:2], inputs=(KEYS[0],))
     claims.record("run", {"event": "awaited", "run": "later"})
     batch.states = {"id-f-run-0": JobState.WAITING}
     clean(cache.path)
     assert not batch.cancelled
+    cache.publish(KEYS[1], 1, {})
+    clean(cache.path)
+    assert batch.cancelled == ["id-f-run-0"]
 
 
 def test_what_nobody_has_heard_of_for_a_month_is_over(cache: Cache, batch: Asked) -> None:

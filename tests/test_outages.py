@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import slurm_daemons
-from clients import Clients, poll
+from clients import Client, Clients, poll
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+END_S = 420.0
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2 * 240 + 300 + END_S + 300)]
+"""More than all that a test waits for: what does not come is to be told, rather than cut off."""
 
 HUNDRED = """
 def graph():
@@ -31,9 +33,10 @@ if __name__ == "__main__":
 ONCE = Counter([f"leaf{i}" for i in range(75)] + [f"group{i}" for i in range(25)])
 
 
-def finished(clients: Clients, client: object) -> None:
-    out, err = client.communicate(timeout=420)  # type: ignore[attr-defined]
-    assert client.returncode == 0, err  # type: ignore[attr-defined]
+def finished(clients: Clients, client: Client) -> None:
+    poll(lambda: client.poll() is not None, END_S, "the client's end", clients.tell)
+    out, _ = client.communicate()
+    assert client.returncode == 0, clients.tell()
     assert out.splitlines()[-1] == "25"
 
 
@@ -41,7 +44,7 @@ def test_the_controller_is_away_for_a_minute(tmp_path: Path) -> None:
     slurm_daemons.require_ours()
     clients = Clients(tmp_path, "slurm", HUNDRED)
     client = clients.start()
-    poll(lambda: len(clients.bodies()) >= 5, 120, "the first tasks")
+    poll(lambda: len(clients.bodies()) >= 5, 120, "the first tasks", clients.tell)
     with slurm_daemons.controller_down():
         time.sleep(60)
     finished(clients, client)
@@ -59,10 +62,11 @@ def test_the_controller_is_killed_while_jobs_are_handed_over_and_run(tmp_path: P
     clients = Clients(tmp_path, "slurm", HUNDRED)
     client = clients.start()
     for fewest in (1, 40):
-        poll(lambda: attended(len(clients.bodies()) >= fewest), 240, f"{fewest} tasks")  # noqa: B023
+        some = lambda n=fewest: attended(len(clients.bodies()) >= n)  # noqa: E731
+        poll(some, 240, f"{fewest} tasks", clients.tell)
         with slurm_daemons.controller_down(kill=True):
             time.sleep(3)
-    poll(lambda: attended(clients.results() == 101), 300, "the end")
+    poll(lambda: attended(clients.results() == 101), 300, "the end", clients.tell)
     finished(clients, client)
     # A job whose first copy was killed with the controller's memory of it may begin twice; none
     # that has published runs again, and each has a result.
@@ -131,7 +135,7 @@ def test_parents_that_slurm_has_forgotten(tmp_path: Path) -> None:
         _, err = failing.communicate(timeout=120)
         assert failing.returncode != 0
         assert "ValueError: broken" in err
-        poll(lambda: not known_jobs(tmp_path), 240, "slurmctld's forgetting")
+        poll(lambda: not known_jobs(tmp_path), 240, "slurmctld's forgetting", clients.tell)
         # The finished parent is not run again; the failed one is, and its child never without it.
         assert "two(parent())" in clients.run(EXTRA="one two")
         failing = clients.start(BROKEN="1")

@@ -31,12 +31,13 @@ def begin(client: Client, generation: int, restart: int) -> None:
     assert attempts.start(client.cache, key_of("one"), generation, record) is None
 
 
-def repeat(client: Client) -> str:
-    """Let a job die, and run it again."""
+def repeat(client: Client, *, known: str = "start") -> str:
+    """Let a job die, and run it again; its restarts are known by its start, or by its end."""
     queue = client.queue
     client.run(prepared("one", retry=RetryPolicy(2, exceptions=True)))
-    begin(client, 0, 0)
-    queue.say("one", JobState.FAILED, exit_code=1, restarts=0)
+    if known == "start":
+        begin(client, 0, 0)
+    queue.say("one", JobState.FAILED, exit_code=1, restarts=0 if known == "end" else None)
     client.end("one", 0, outcome="died", message="killed")
     client.look(3)
     assert len(queue.reruns) == 1
@@ -44,10 +45,11 @@ def repeat(client: Client) -> str:
     return queue.id_of("one")
 
 
+@pytest.mark.parametrize("known", ["start", "end"])
 def test_a_controller_that_calls_the_attempt_before_running_is_not_believed(
-    client: Client, queue: Queue
+    client: Client, queue: Queue, known: str
 ) -> None:
-    job_id = repeat(client)
+    job_id = repeat(client, known=known)
     queue.say("one", JobState.RUNNING, restarts=0)
     client.look(5)
     assert not queue.cancels  # it may still be beginning

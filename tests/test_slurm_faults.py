@@ -11,7 +11,7 @@ import pytest
 
 import bodies
 from clients import Clients, poll
-from dask_batch import SlurmClusterExecutor, cluster_get
+from dask_batch import SlurmClusterExecutor, cluster_get, ghosts
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.command import client_environment
 from dask_batch.backends.slurm.backend import SlurmBackend
@@ -70,8 +70,9 @@ def compute(tmp_path, *graphs, **options):
 def hurried(monkeypatch):
     """Let what is waited for for half a minute and more be waited for for a second."""
     monkeypatch.setattr(Pace, "grace_s", lambda pace, state: 1.0)
-    for name in ("AFTER", "GATHER", "RARELY"):
-        monkeypatch.setattr(f"dask_batch.ghosts._{name}_S", 1.0)
+    monkeypatch.setattr(ghosts, "_STUCK", dict.fromkeys(ghosts._STUCK, 1.0))
+    for name in ("GATHER", "RARELY"):
+        monkeypatch.setattr(ghosts, f"_{name}_S", 1.0)
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ from dask_batch.backends.parallel import submit_together
 from dask_batch.backends.patience import PATIENCE_S, Waiting
 from dask_batch.backends.slurm import commands, rerun, submission
 from dask_batch.backends.slurm.backend import SlurmBackend
-from dask_batch.backends.slurm.rerun import ANSWER_PATIENCE_S
+from dask_batch.backends.slurm.commands import Commands
+from dask_batch.backends.slurm.inquiry import Inquiry
+from dask_batch.backends.slurm.rerun import ANSWER_PATIENCE_S, Rerun
 from dask_batch.backends.slurm.submission import Submitter, submission_environment
 from dask_batch.errors import (
     BackendUnavailableError,
@@ -179,6 +181,43 @@ def test_no_answer_is_no_refusal_where_a_job_is_to_take_anothers_place(program, 
         backend.rerun(job(), "5", {})
     # Whoever repeats jobs follows others as well.
     assert sum(clock.pauses) == ANSWER_PATIENCE_S
+
+
+@pytest.mark.parametrize(("known_for_s", "waits_s"), [(0.0, 1.1), (0.5, 0.6), (5.0, 0.0)])
+def test_a_job_is_released_in_a_later_second_than_that_of_its_end(
+    program, job, tmp_path, known_for_s, waits_s
+):
+    """A node refuses credentials that were made up to the second in which it ended the job."""
+    program(
+        "squeue",
+        f"""
+        if test -e {tmp_path}/requeued; then echo '5|PENDING|256|1|job-0|JobHeldUser'
+        else echo '5|FAILED|256|0|job-0|NonZeroExitCode'; fi
+        """,
+    )
+    program(
+        "scontrol",
+        f'touch {tmp_path}/requeued; echo "$1 $(cat {tmp_path}/now)" >> {tmp_path}/calls',
+    )
+    now = 0.0
+
+    def pause(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        (tmp_path / "now").write_text(f"{now:.1f}")
+        return False
+
+    pause(0.0)
+    asks = Commands(Waiting(pause, lambda: now))
+    inquiry = Inquiry(asks.ask, lambda: now)
+    inquiry.status(["5"])
+    now += known_for_s
+    began = now
+    Rerun(asks, inquiry, lambda job: "6")(job(), "5", {})
+    assert now - began == pytest.approx(waits_s)
+    words = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [word for word, *_ in words] == ["requeuehold", "update", "release"]
+    assert float(words[-1][1]) - float(words[0][1]) >= waits_s
 
 
 def test_a_job_that_does_not_leave_its_node_is_come_back_to(program, job, monkeypatch):

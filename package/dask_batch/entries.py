@@ -15,6 +15,17 @@ from dask_batch.standing import Standing
 
 __all__ = ["Entry", "Observer", "Pace"]
 
+_BEGAN = frozenset(
+    {
+        JobState.COMPLETED,
+        JobState.FAILED,
+        JobState.TIMEOUT,
+        JobState.OUT_OF_MEMORY,
+        JobState.NODE_FAILURE,
+    }
+)
+"""Ends of what had begun: a repetition in place is one restart more."""
+
 Observer: TypeAlias = Callable[[Literal["started", "finished"], str], None]
 """Called with ``"started"`` or ``"finished"`` and a key, in the engine's thread."""
 
@@ -68,6 +79,8 @@ class Entry:
     outdated
         Whether the batch system has fallen back to the attempt before, so that a record of the
         repetition is no sign of it.
+    spent
+        The job of the attempt before, and how many restarts it had at its end, if that was heard.
     refusals, unanswered, unanswered_at
         How often the batch system has refused to repeat the job; how often, and since when, it has
         not answered when it was to.
@@ -94,6 +107,7 @@ class Entry:
     act_at: float = 0.0
     sign_at: float = 0.0
     outdated: bool = False
+    spent: tuple[str, int] | None = None
     refusals: int = 0
     unanswered: int = 0
     unanswered_at: float = 0.0
@@ -173,9 +187,16 @@ class Entry:
 
     def advance(self, generation: int, *, act_at: float) -> None:
         """Follow the next attempt of the same job, of which no sign has been seen."""
+        self.spent = self._spent()
         self.standing = replace(self.standing, generation=generation)
         self.course.advance(generation, sure=False)
         self.doubt(act_at=act_at)
+
+    def _spent(self) -> tuple[str, int] | None:
+        status = self.status
+        if status is None or status.state not in _BEGAN or status.restarts is None:
+            return None
+        return status.job_id, status.restarts
 
     def doubt(self, *, act_at: float, outdated: bool = False) -> None:
         """Take what the batch system says for its word on the attempt before, until a sign.

@@ -18,7 +18,7 @@ from dask_batch.cache.entries import listed
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.records import read_record
 from dask_batch.cache.store import Cache
-from dask_batch.errors import BackendError, ConfigurationError, DamagedEntryError
+from dask_batch.errors import BackendError, ConfigurationError, DamagedEntryError, MissingEntryError
 from dask_batch.standing import Standings
 from dask_batch.whereabouts import Sight, sight_of
 
@@ -28,7 +28,8 @@ _OUT_OF_SIGHT_S = 30 * 24 * 3600.0
 """How long nothing must have been heard of jobs that nobody can be asked about, in seconds."""
 _LAG_S = 3600.0
 """How long a job that the batch system does not know may be one that it does not know yet."""
-_QUEUED = frozenset({JobState.HELD, JobState.WAITING, JobState.DEPENDENCY_FAILED})
+_QUEUED = frozenset({JobState.HELD, JobState.WAITING, JobState.DEPENDENCY_FAILED, JobState.LOST})
+"""What may be in the queue without being at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,14 @@ class Finished:
     def _is_complete(self, run: Run, log: RunLog) -> bool:
         """Whether nobody needs the jobs of a run, nor those that wait for them."""
         keys = {key for _, key in run.jobs}
-        return not log.awaited and self.cache.present(keys) == keys
+        for run_id in log.awaited:
+            try:
+                keys.update(key for _, key in self.claims.run(run_id).jobs)
+            except MissingEntryError:
+                continue  # it was over, and has been cleaned away
+            except DamagedEntryError:
+                return False
+        return self.cache.present(keys) == keys
 
     def _drop(self, run: Run, backend: Backend, states: Mapping[str, JobStatus]) -> set[str]:
         """End what is queued of a run that is complete, and return the ids.

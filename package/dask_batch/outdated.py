@@ -30,8 +30,8 @@ class Outdated:
 
     Notes
     -----
-    Nothing can be told of an attempt that ended before it had recorded its start, nor where the
-    batch system does not count restarts.
+    Nothing can be told of an attempt that ended before it had recorded its start and whose end this
+    client has not heard of, nor where the batch system does not count restarts.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -64,6 +64,10 @@ class Outdated:
         if attempts.read_start(self._cache, key, generation) is not None:
             self._begun.add((key, generation))
             return False
-        before = attempts.read_start(self._cache, key, generation - 1)
-        same = before is not None and before.get("job_id") == entry.standing.job_id
-        return before is not None and same and restarts <= int(before.get("restart") or 0)
+        job_id, spent = entry.spent or self._begun_with(key, generation - 1)
+        return job_id == entry.standing.job_id and restarts <= spent
+
+    def _begun_with(self, key: str, generation: int) -> tuple[str | None, int]:
+        """Return which job began an attempt, and after how many restarts."""
+        start = attempts.read_start(self._cache, key, generation) or {}
+        return start.get("job_id"), int(start.get("restart") or 0)
