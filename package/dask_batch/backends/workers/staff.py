@@ -113,6 +113,9 @@ class Staff:
                 logger.warning(self._why)
                 self._due.clear()
                 return
+            except Exception as error:  # a fault of our own: who looks before it is told knows why
+                self._why = f"{type(error).__name__}: {error}"
+                raise
             self.workers[number] = Worker(number, started, restarts)
 
     # ---- and go ----------------------------------------------------------------------------
