@@ -14,7 +14,7 @@ from typing import Any
 from dask_batch.cache import attempts
 from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.store import Cache
-from dask_batch.config import Options
+from dask_batch.options import Options
 from dask_batch.preparation import Preparer
 from dask_batch.surroundings import Surroundings
 

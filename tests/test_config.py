@@ -9,31 +9,32 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_batch import config
+from dask_batch import settings
 from dask_batch.backends import registry
 from dask_batch.backends.registry import Setup, choose_backend, open_backend
 from dask_batch.config import resolve
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
+from dask_batch.options import KEYWORDS, Options
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     """Nothing has been said yet, and nothing of the machine's decides."""
     monkeypatch.setattr(registry, "_said", set())
-    monkeypatch.setattr(config, "_jobqueue_reported", False)
+    monkeypatch.setattr(settings, "_jobqueue_reported", False)
     monkeypatch.delenv("FLUX_URI", raising=False)
 
 
 def test_the_file_of_defaults_says_what_the_class_says():
-    assert resolve(backend="local") == config.Options(
+    assert resolve(backend="local") == Options(
         backend="local", cache_directory=Path.cwd() / "dask_batch_cache"
     )
 
 
 def test_every_option_has_a_setting_and_every_setting_an_option():
-    config.register_defaults()
-    assert set(dask.config.get("batch")) == set(config.SETTINGS)
-    assert set(config.SETTINGS.values()) == set(config.KEYWORDS) - config._KEYWORDS_ONLY
+    settings.register_defaults()
+    assert set(dask.config.get("batch")) == set(settings.SETTINGS)
+    assert set(settings.SETTINGS.values()) == set(KEYWORDS) - settings._KEYWORDS_ONLY
 
 
 def test_a_keyword_is_before_the_configuration_and_that_before_the_default():
@@ -81,7 +82,7 @@ def test_an_unknown_setting_names_the_nearest():
 def test_an_unknown_keyword_lists_the_known_ones():
     with pytest.raises(ConfigurationError, match=r"'key_version'.*'key_versions'") as caught:
         resolve(backend="local", key_version="exact")
-    assert all(name in str(caught.value) for name in config.KEYWORDS)
+    assert all(name in str(caught.value) for name in KEYWORDS)
 
 
 @pytest.mark.parametrize(

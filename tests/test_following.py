@@ -10,8 +10,8 @@ import pytest
 
 from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.cache.store import Cache
-from dask_batch.config import Options
 from dask_batch.entries import Entry, Pace
+from dask_batch.options import Options
 from dask_batch.polling import Polling, Rhythm
 from dask_batch.session import Session
 from dask_batch.standing import Standing

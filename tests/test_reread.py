@@ -14,10 +14,10 @@ from dask_batch.cache.claims import Claims
 from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
-from dask_batch.config import Options
 from dask_batch.defining import run_of
 from dask_batch.errors import MissingEntryError
 from dask_batch.handover import HandOver
+from dask_batch.options import Options
 from dask_batch.preparation import PreparedJob, Preparer
 from dask_batch.reread import job_of, reread_jobs
 from dask_batch.standing import Standings

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 from dask_batch.compat.parameters import Parameters
 from dask_batch.compat.surface import FixedWorkersError, Surface
-from dask_batch.config import Options, resolve
+from dask_batch.config import resolve
 from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
+from dask_batch.options import Options
 from dask_batch.preparation import call_resources
 from dask_batch.resources import merge_resources
 from dask_batch.runs import CacheEntry, get_cache_data

@@ -16,13 +16,13 @@ from dask_batch import resources
 from dask_batch.backends.base import Backend
 from dask_batch.backends.templating import template_variables
 from dask_batch.cache.store import Cache
-from dask_batch.config import Options
 from dask_batch.errors import ConfigurationError, UncacheableWarning, warn
 from dask_batch.graph import plan
 from dask_batch.graph.dask_spec import Graph
 from dask_batch.graph.keys import Keyed, Keys
 from dask_batch.graph.writers import after_writing
 from dask_batch.hits import Hits
+from dask_batch.options import Options
 from dask_batch.outside import Outside
 from dask_batch.packing import CALL, Pack, PreparedJob, function_name, name_of
 from dask_batch.queues import NormalForm, Queues

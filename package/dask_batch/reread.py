@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from dask_batch.backends.base import Job
+from dask_batch.backends.command import client_environment
 from dask_batch.cache.claims import Claims, Run
 from dask_batch.cache.definitions import Definition, read_definition
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
-from dask_batch.config import client_environment
 from dask_batch.errors import MissingEntryError
 from dask_batch.preparation import PreparedJob
 from dask_batch.standing import log_stem

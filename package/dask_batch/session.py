@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job, tells_at_once
+from dask_batch.backends.command import client_environment
 from dask_batch.backends.reach import Reach, ends_with_client, reach_of
 from dask_batch.backends.within.extent import spans_machines
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
-from dask_batch.config import Options, client_environment
 from dask_batch.deferred import Deferred
 from dask_batch.engine import Engine
 from dask_batch.errors import ConfigurationError, SerializationError
@@ -27,6 +27,7 @@ from dask_batch.graph.dask_spec import ingest
 from dask_batch.graph.writers import let_go
 from dask_batch.graphrun import GraphRun
 from dask_batch.handover import HandOver
+from dask_batch.options import Options
 from dask_batch.outside import Barred, NotYet, ParentFailed
 from dask_batch.preparation import Preparer, call_resources, name_of
 from dask_batch.request import Request

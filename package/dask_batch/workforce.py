@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dask_batch.backends.base import Job
+from dask_batch.backends.command import client_environment
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.registry import open_backend
 from dask_batch.backends.within.launcher import Launcher, Room
@@ -28,9 +29,9 @@ from dask_batch.cache.files import make_directory, publish_bytes
 from dask_batch.cache.meeting import Meeting, meeting_directory
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.store import Cache
-from dask_batch.config import Options, client_environment
 from dask_batch.defining import Plan, define, run_of
 from dask_batch.errors import CacheError, ConfigurationError
+from dask_batch.options import Options
 from dask_batch.packing import PreparedJob, ranks_of
 from dask_batch.preparation import Preparer, call_resources
 from dask_batch.surroundings import Surroundings
