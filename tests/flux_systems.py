@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dask_batch.backends.base import Job, JobState, JobStatus
-from dask_batch.backends.command import client_environment
+from contract_system import ContractSystem, until
+from dask_batch.backends.base import Job
 from dask_batch.backends.flux.backend import FluxBackend
 from dask_batch.backends.flux.bindings import Bindings, load
 from dask_batch.backends.flux.instance import Instance, Row
@@ -24,10 +22,8 @@ from dask_batch.errors import BackendUnavailableError
 from dask_batch.resources import for_executor_call
 from dask_batch.testing.fake_flux import FakeFlux
 
-PATIENCE_S = 60.0
 
-
-class System:
+class System(ContractSystem):
     """A backend whose jobs run given shell lines.
 
     Parameters
@@ -38,79 +34,24 @@ class System:
         The instance, real or not.
     """
 
+    shell = "bash"
+    normal = staticmethod(for_executor_call)
+
     def __init__(self, logs: Path, instance: Instance) -> None:
-        self.logs = logs
+        super().__init__(logs)
         self.instance = instance
-        self.run = secrets.token_hex(4)
-        self.lines: dict[int, str] = {}
-        self.ids: dict[str, str] = {}
         self.backend = self.client()
 
     def client(self) -> FluxBackend:
         """Return one more client of the instance."""
-        return FluxBackend(self.instance, command=lambda job: ["bash", "-c", self.lines[job.index]])
-
-    def job(
-        self,
-        line: str = "true",
-        parents: Sequence[Job] = (),
-        *,
-        after: Sequence[str] = (),
-        after_failure: Sequence[str] = (),
-        after_end: Sequence[str] = (),
-        repeatable: bool = False,
-        patient: bool = False,
-        **resources: object,
-    ) -> Job:
-        """Return a job that runs a shell line."""
-        index = len(self.lines)
-        self.lines[index] = line
-        return Job(
-            name=f"contract.job-{self.run}_{index}",
-            definition=Path("/none"),
-            index=index,
-            resources=for_executor_call(resources),
-            parents=tuple(parent.name for parent in parents),
-            after=tuple(after),
-            after_failure=tuple(after_failure),
-            after_end=tuple(after_end),
-            repeatable=repeatable,
-            patient=patient,
-            log_directory=self.logs,
-            working_directory=self.logs,
-            environment=client_environment(),
-        )
-
-    def submit(self, *jobs: Job) -> list[str]:
-        """Hand jobs over; those without parents are held."""
-        self.backend.submit(jobs, self.ids.__setitem__)
-        return [self.ids[job.name] for job in jobs]
+        return FluxBackend(self.instance, command=self.argv_of)
 
     def go(self, *jobs: Job) -> list[str]:
-        """Hand jobs over and release them."""
+        """Hand jobs over and release them, whatever there is to be said of them."""
         ids = self.submit(*jobs)
         held = (job for job in jobs if not (job.parents or job.after_failure or job.after_end))
         self.backend.release([self.ids[job.name] for job in held])
         return ids
-
-    def status(self, job: Job, backend: FluxBackend | None = None) -> JobStatus | None:
-        """Return what is known of a job."""
-        job_id = self.ids[job.name]
-        return (backend or self.backend).status([job_id]).get(job_id)
-
-    def wait_for(self, job: Job, *states: JobState, backend: FluxBackend | None = None):
-        """Wait until a job is in one of some states."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            status = self.status(job, backend)
-            if status is not None and status.state in states:
-                return status
-            assert time.monotonic() < deadline, f"{status} is in none of {states}"
-            self.backend.wait(0.2)
-
-    def output(self, job: Job) -> str:
-        """Return what a job printed."""
-        return (self.logs / f"{job.index}.out").read_text()
 
     def active(self) -> list[Row]:
         """Return the jobs of this test that have not ended."""
@@ -120,14 +61,6 @@ class System:
         """End what the test has left behind."""
         self.instance.end([row.job_id for row in self.active()], "cancel", "the test is over")
         self.backend.close()
-
-
-def until(condition, what=lambda: "") -> None:
-    """Look again and again until a condition holds."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
 
 
 def why_no_flux() -> str:

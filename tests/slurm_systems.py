@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from dask_batch.backends.base import Job, JobState, JobStatus
-from dask_batch.backends.command import client_environment
+from contract_system import PATIENCE_S, ContractSystem
+from dask_batch.backends.base import Job
 from dask_batch.backends.slurm import inquiry
 from dask_batch.backends.slurm.backend import SlurmBackend
-from dask_batch.resources import for_dask_task
 from dask_batch.testing import FakeSlurm
-
-PATIENCE_S = 240.0
-"""Long: a real cluster may have jobs of others on all of its nodes."""
 
 CI_CLUSTER = {
     "cpus": 4,
@@ -32,7 +26,7 @@ CI_CLUSTER = {
 """The fake as ``ci/slurm/slurm-up`` sets up the real one."""
 
 
-class System:
+class System(ContractSystem):
     """A backend whose jobs run given shell lines.
 
     Parameters
@@ -44,71 +38,16 @@ class System:
     """
 
     def __init__(self, logs: Path, fake: FakeSlurm | None = None) -> None:
-        self.logs = logs
+        super().__init__(logs)
         self.fake = fake
-        self.run = secrets.token_hex(4)
-        self.lines: dict[int, str] = {}
-        self.ids: dict[str, str] = {}
-        self.backend = SlurmBackend(command=lambda job: ["sh", "-c", self.lines[job.index]])
-
-    def job(
-        self,
-        line: str = "true",
-        parents: Sequence[Job] = (),
-        *,
-        after: Sequence[str] = (),
-        after_failure: Sequence[str] = (),
-        after_end: Sequence[str] = (),
-        repeatable: bool = False,
-        **resources: object,
-    ) -> Job:
-        """Return a job that runs a shell line."""
-        index = len(self.lines)
-        self.lines[index] = line
-        return Job(
-            name=f"contract.job-{self.run}_{index}",
-            definition=Path("/none"),
-            index=index,
-            resources=for_dask_task(resources),
-            parents=tuple(parent.name for parent in parents),
-            after=tuple(after),
-            after_failure=tuple(after_failure),
-            after_end=tuple(after_end),
-            repeatable=repeatable,
-            log_directory=self.logs,
-            working_directory=self.logs,
-            environment=client_environment(),
-        )
-
-    def submit(self, *jobs: Job) -> list[str]:
-        """Hand jobs over; those without parents are held."""
-        self.backend.submit(jobs, self.ids.__setitem__)
-        return [self.ids[job.name] for job in jobs]
+        self.backend = SlurmBackend(command=self.argv_of)
 
     def go(self, *jobs: Job) -> list[str]:
-        """Hand jobs over and release them."""
+        """Hand jobs over and release them, whatever there is to be said of them."""
         ids = self.submit(*jobs)
         held = (job for job in jobs if not (job.parents or job.after_failure or job.after_end))
         self.backend.release([self.ids[job.name] for job in held])
         return ids
-
-    def status(self, job: Job) -> JobStatus | None:
-        """Return what is known of a job."""
-        return self.backend.status([self.ids[job.name]]).get(self.ids[job.name])
-
-    def wait_for(self, job: Job, *states: JobState) -> JobStatus:
-        """Wait until a job is in one of some states."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            status = self.status(job)
-            if status is not None and status.state in states:
-                return status
-            assert time.monotonic() < deadline, f"{status} is in none of {states}"
-            time.sleep(0.05)
-
-    def output(self, job: Job) -> str:
-        """Return what a job printed."""
-        return (self.logs / f"{job.index}.out").read_text()
 
     def command(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands, where the test's jobs are looked for to be cancelled."""

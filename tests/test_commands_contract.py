@@ -7,7 +7,8 @@ import stat
 
 import pytest
 
-from batch_systems import NAMES, Batch, batch_of, until
+from batch_systems import NAMES, Batch, batch_of
+from contract_system import until
 from dask_batch.backends.base import JobState
 from dask_batch.errors import (
     BackendUnavailableError,

@@ -11,6 +11,7 @@ import dask
 import pytest
 
 from bodies import fail, kill_myself
+from contract_system import until
 from dask_batch import FluxClusterExecutor, cluster_get
 from dask_batch.backends.base import JobState, tells_at_once
 from dask_batch.backends.flux import bindings
@@ -26,7 +27,7 @@ from dask_batch.errors import (
 )
 from dask_batch.job.surroundings import job_id
 from dask_batch.testing import FakeFlux
-from flux_systems import System, until
+from flux_systems import System
 
 QUICK = {"failure_grace_s": 0.2, "output_grace_s": 1.0}
 

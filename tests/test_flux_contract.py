@@ -6,10 +6,10 @@ import stat
 
 import pytest
 
+from contract_system import until
 from dask_batch.backends.base import JobState
 from dask_batch.backends.logs import AGAIN
 from dask_batch.errors import ResourceError, SubmissionError
-from flux_systems import until
 
 pytest_plugins = ["flux_systems"]
 
