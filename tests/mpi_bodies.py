@@ -67,6 +67,17 @@ def unpicklable(at: int) -> Any:
     return (lambda: 0).__code__ if MPI.COMM_WORLD.Get_rank() != at else open(os.devnull)
 
 
+class Once:
+    """Can be pickled, and not be made again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+def unreadable() -> Any:
+    return Once()
+
+
 def devices() -> tuple[int, str | None]:
     from mpi4py import MPI
 

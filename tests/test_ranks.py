@@ -272,6 +272,33 @@ def test_mpich_on_the_local_queue_by_its_own_mpiexec(cluster: Any) -> None:
     assert future.result(PATIENCE_S) == [(11, 2, 0), (11, 2, 1)]
 
 
+def test_mpichs_mpiexec_tells_a_signal_by_its_bare_number(cluster: Any) -> None:
+    asked = {"cores": 2, "job_script_prologue": prologue("mpich")}
+    future = cluster(SingleNodeExecutor).submit(bodies.leaves, 1, "kill", resource_dict=asked)
+    error = future.exception(PATIENCE_S)
+    assert isinstance(error, DiedTaskError)
+    assert "signal 9" in str(error)
+
+
+def test_a_result_that_cannot_be_unpickled_is_told(cluster: Any) -> None:
+    future = cluster(SingleNodeExecutor).submit(bodies.unreadable, resource_dict={"cores": 2})
+    error = future.exception(PATIENCE_S)
+    assert isinstance(error, UnstorableResultError)
+    assert "the result of rank 1 cannot be unpickled" in str(error)
+
+
+def test_what_modules_print_when_imported_is_no_library(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy = tmp_path / "noisy"
+    noisy.mkdir()
+    (noisy / "sitecustomize.py").write_text("print('welcome to the machine')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{noisy}:{os.environ.get('PYTHONPATH', '')}")
+    asked = {"cores": 2, "job_script_prologue": "true"}
+    future = cluster(SingleNodeExecutor).submit(bodies.calc, 13, resource_dict=asked)
+    assert future.result(PATIENCE_S) == [(13, 2, 0), (13, 2, 1)]
+
+
 @pytest.mark.slurm
 def test_ranks_that_do_not_find_each_other_are_an_error(cluster: Any) -> None:
     asked = {"cores": 2, "pmi_mode": "none", "job_script_prologue": prologue("openmpi")}

@@ -89,6 +89,29 @@ def test_the_mpiexec_beside_the_library_is_taken(
     assert launch(asked(), OPEN_MPI, {}).argv[:3] == (str(other), "-n", "2")
 
 
+def test_an_mpiexec_that_others_may_have_put_there_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_to_all = tmp_path / "scratch"
+    theirs = program(open_to_all / "bin", "mpiexec", "HYDRA build details:")
+    (open_to_all / "bin").chmod(0o1777)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    library = Library(MPICH.version, (str(open_to_all / "lib" / "libmpi.so.12"),))
+    assert theirs.exists()
+    with pytest.raises(EndedError, match="no mpiexec of MPICH"):
+        launch(asked(), library, {})
+
+
+def test_programs_are_looked_for_near_the_library_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "bin", "mpiexec", "HYDRA build details:")
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    far = tmp_path / "a" / "b" / "c" / "lib" / "libmpi.so.12"
+    with pytest.raises(EndedError, match="no mpiexec of MPICH"):
+        launch(asked(), Library(MPICH.version, (str(far),)), {})
+
+
 def test_an_mpiexec_of_another_library_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

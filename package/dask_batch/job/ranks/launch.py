@@ -14,11 +14,12 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from dask_batch.job import checks
 from dask_batch.job.endings import EndedError
-from dask_batch.job.ranks.library import Library
+from dask_batch.job.ranks.library import Library, others_may_write
 from dask_batch.job.surroundings import STEP_VARIABLE
 
 __all__ = ["MPIEXEC", "Launch", "launch"]
@@ -48,11 +49,19 @@ class Launch:
         What is to be added to the environment.
     mode
         The ``pmi_mode`` that was chosen; empty if the starter's own default is.
+    library_is_open_mpi
+        Whether it is Open MPI's ``mpiexec``.
     """
 
     argv: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
     mode: str = ""
+    library_is_open_mpi: bool = False
+
+    @property
+    def tells_bare_signals(self) -> bool:
+        """Whether the exit code for a rank that a signal has killed is the signal's number."""
+        return self.mode == MPIEXEC and not self.library_is_open_mpi
 
     @property
     def words(self) -> str:
@@ -162,7 +171,7 @@ def _by_mpiexec(asked: Mapping[str, Any], library: Library, environ: Mapping[str
             argv.append("--oversubscribe")  # who else runs here the queue has counted
         if os.geteuid() == 0:
             variables = dict.fromkeys(_ROOT, "1")
-    return Launch(tuple(argv), variables, MPIEXEC)
+    return Launch(tuple(argv), variables, MPIEXEC, library.is_open_mpi)
 
 
 def _mpiexec_of(library: Library) -> str:
@@ -170,9 +179,10 @@ def _mpiexec_of(library: Library) -> str:
     kind = "openmpi" if library.is_open_mpi else "mpich"
     names = (f"mpiexec.{kind}", "mpiexec", "mpirun", f"mpiexec.{kind}")
     folders = [str(folder) for folder in library.folders()]
-    found = [shutil.which(name, path=folder) for folder in folders for name in names]
-    found += [shutil.which(name) for name in names]
-    for program in dict.fromkeys(path for path in found if path):
+    beside = [shutil.which(name, path=folder) for folder in folders for name in names]
+    found = [path for path in beside if path and not others_may_write(Path(path))]
+    found += [path for name in names if (path := shutil.which(name))]
+    for program in dict.fromkeys(found):
         said = _ask([program, "--version"])
         if bool(re.search(r"Open ?MPI|OpenRTE|PRRTE|PRTE", said)) == library.is_open_mpi:
             return program

@@ -135,7 +135,7 @@ class Leader:
         failures = exchange.failures()
         if failures:
             raise first_of(failures, self._asked["count"])
-        number = _signal_of(code)
+        number = _signal_of(code, bare=means[0].tells_bare_signals)
         if number in _KILLED:
             message = f"the ranks were killed by signal {number}, and left no record of why"
             raise NoRecordError(message, exit_code=128 + number)
@@ -189,11 +189,14 @@ def first_of(failures: list[dict[str, Any]], count: int) -> EndedError:
     return ended
 
 
-def _signal_of(code: int | None) -> int:
-    """Return the signal that an exit code stands for, 0 if for none."""
+def _signal_of(code: int | None, *, bare: bool) -> int:
+    """Return the signal that an exit code stands for, 0 if for none.
+
+    A shell, ``srun`` and Open MPI's ``mpiexec`` add 128; that of MPICH passes on the bare number.
+    """
     if code is None:
         return 0
-    number = -code if code < 0 else code - 128
+    number = -code if code < 0 else code if bare and code < 128 else code - 128
     return number if number in _KILLED | _FATAL else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from dask_batch.job.exit_codes import NO_MODULE
 __all__ = ["Library", "find_library"]
 
 _PATIENCE_S = 120.0
+_LEVELS = 3
+"""Debian's is in ``/usr/lib/x86_64-linux-gnu`` or below, its programs in ``/usr/bin``."""
 
 _PROBE: Final = """
-import json, sys
+import json
 import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
@@ -30,7 +33,8 @@ try:
         paths = sorted({line.split(None, 5)[5].strip() for line in maps if "libmpi" in line})
 except OSError:
     pass
-json.dump({"version": MPI.Get_library_version().strip("\\0"), "paths": paths}, sys.stdout)
+said = {"version": MPI.Get_library_version().strip("\\0"), "paths": paths}
+print("\\n" + json.dumps(said))
 """
 
 
@@ -60,10 +64,14 @@ class Library:
         return self.version.startswith("Open MPI")
 
     def folders(self) -> Iterator[Path]:
-        """Yield the folders where programs of its own may lie, the nearest first."""
+        """Yield the folders where programs of its own may lie, the nearest first.
+
+        A library is in ``lib`` of where its programs are in ``bin``, or some folders below that.
+        """
         for path in self.paths:
-            for prefix in Path(path).parents:
-                yield prefix / "bin"
+            for prefix in list(Path(path).parents)[1 : 1 + _LEVELS]:
+                if prefix != prefix.parent:
+                    yield prefix / "bin"
 
 
 def find_library() -> Library:
@@ -85,7 +93,7 @@ def find_library() -> Library:
     if done.returncode:
         words = done.stderr.strip().splitlines()
         raise _missing(f"cannot be used: {words[-1] if words else 'it says nothing'}")
-    said = json.loads(done.stdout)
+    said = json.loads(done.stdout.splitlines()[-1])  # what modules print when imported is before
     return Library(said["version"], tuple(said["paths"]))
 
 
@@ -97,3 +105,15 @@ def _missing(why: str) -> EndedError:
         f"{checks.REMEDY}",
         exit_code=NO_MODULE,
     )
+
+
+def others_may_write(program: Path) -> bool:
+    """Whether somebody else than its user and the system may have put a program where it is."""
+    for path in (program.resolve(), program.parent, program.parent.parent):
+        try:
+            status = path.stat()
+        except OSError:
+            return True
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
+            return True
+    return False

@@ -15,7 +15,7 @@ from dask_batch.code.pickling import Pickled
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["broadcast_bytes", "broadcast_object", "gather_objects"]
+__all__ = ["UnreadableError", "broadcast_bytes", "broadcast_object", "gather_objects"]
 
 _PIECE = 1 << 30
 
@@ -41,6 +41,13 @@ def broadcast_object(comm: MPI.Comm, value: Any = None) -> Any:
     return pickling.loads(data, buffers)
 
 
+class UnreadableError(Exception):
+    """What a rank gave cannot be unpickled; ``__cause__`` says why."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"the result of rank {rank} cannot be unpickled")
+
+
 def gather_objects(comm: MPI.Comm, value: Any, pickled: Pickled | None) -> list[Any]:
     """Return, at rank 0, what each rank gives, in their order; an empty list elsewhere.
 
@@ -50,6 +57,11 @@ def gather_objects(comm: MPI.Comm, value: Any, pickled: Pickled | None) -> list[
         All ranks.
     value, pickled
         The object, and its pickle; rank 0 needs none.
+
+    Raises
+    ------
+    UnreadableError
+        At rank 0.
     """
     if comm.rank:
         assert pickled is not None
@@ -72,4 +84,7 @@ def _received(comm: MPI.Comm, rank: int, sizes: Sequence[int]) -> Any:
         for start in range(0, len(view), _PIECE):
             comm.Recv(view[start : start + _PIECE], rank)
     data, *buffers = parts
-    return pickling.loads(data, buffers)
+    try:
+        return pickling.loads(data, buffers)
+    except BaseException as error:  # what a class does to be made again may raise anything
+        raise UnreadableError(rank) from error

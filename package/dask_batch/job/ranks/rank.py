@@ -28,7 +28,12 @@ from dask_batch.job.inputs import Inputs
 from dask_batch.job.kept import NOTHING, Kept
 from dask_batch.job.publishing import Publication, unstorable
 from dask_batch.job.ranks.exchange import Exchange
-from dask_batch.job.ranks.messages import broadcast_bytes, broadcast_object, gather_objects
+from dask_batch.job.ranks.messages import (
+    UnreadableError,
+    broadcast_bytes,
+    broadcast_object,
+    gather_objects,
+)
 from dask_batch.job.say import say
 
 if TYPE_CHECKING:
@@ -146,7 +151,13 @@ class Rank:
 
     def publish(self, value: Any, pickled: pickling.Pickled | None) -> None:
         """Gather what all ranks have computed; the first of them publishes it."""
-        values = gather_objects(self.comm, value, pickled)
+        try:
+            values = gather_objects(self.comm, value, pickled)
+        except UnreadableError as error:
+            reason = error.__cause__ or error
+            raise EndedError(
+                "unstorable", f"{error}: {summary(reason)}", **described(reason)
+            ) from error
         if self.comm.rank == 0:
             check_files(self._header)
             self._publication(self._versions).publish(values)
