@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+import dask_batch.private as private_caches
 from dask_batch.errors import ConfigurationError
 from dask_batch.private import PrivateCache, shared_place
 
@@ -79,14 +79,17 @@ def test_a_fork_leaves_it_alone(tmp_path: Path) -> None:
 def test_a_place_for_several_nodes_is_one_that_they_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = Path(tempfile.mkdtemp(dir=Path(__file__).parent))
-    try:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("HOME", str(home))
-        assert shared_place() == home  # each machine has a /tmp of its own
-        monkeypatch.setenv("HOME", str(tmp_path))
-        with pytest.raises(ConfigurationError, match="cache_directory=") as caught:
-            shared_place()
-        assert str(tmp_path) in str(caught.value)
-    finally:
-        home.rmdir()
+    home, own = tmp_path / "home", tmp_path / "own"
+    home.mkdir()
+    own.mkdir()
+    # Wherever these tests are: each machine has the second folder for itself.
+    monkeypatch.setattr(
+        private_caches, "why_not_shared", lambda path: "" if path == home else "its own"
+    )
+    monkeypatch.chdir(own)
+    monkeypatch.setenv("HOME", str(home))
+    assert shared_place() == home
+    monkeypatch.setenv("HOME", str(own))
+    with pytest.raises(ConfigurationError, match="cache_directory=") as caught:
+        shared_place()
+    assert str(own) in str(caught.value)

@@ -24,6 +24,7 @@ from dask_batch.errors import (
     DiedTaskError,
     EnvironmentTaskError,
     NoOutputTaskError,
+    ResourceError,
     UnstorableResultError,
 )
 
@@ -140,7 +141,8 @@ def test_a_rank_that_raises_ends_them_all(
     child = executor.submit(len, [future])
     ranks = pids(tmp_path, 2)
     poll(lambda: not any(map(alive, ranks)), WITHIN_S, "the end of the ranks")
-    error = future.exception(PATIENCE_S)
+    poll(future.done, WITHIN_S, "the error")
+    error = future.exception(0)
     assert isinstance(error, LookupError)
     assert str(error) == f"rank {at} found nothing"
     assert "in raises" in str(error.__cause__)
@@ -246,6 +248,16 @@ def test_each_rank_on_the_local_queue_sees_gpus_of_its_own(cluster: Any, library
         asked["job_script_prologue"] = prologue(library)
     future = executor.submit(bodies.devices, resource_dict=asked)
     assert future.result(PATIENCE_S) == [(0, "4,5"), (1, "6,7")]
+
+
+def test_more_ranks_than_cpus_where_they_may_share_them(cluster: Any) -> None:
+    count = (os.cpu_count() or 1) + 1
+    executor = cluster(SingleNodeExecutor)
+    with pytest.raises(ResourceError, match="openmpi_oversubscribe=True"):
+        executor.submit(bodies.calc, 14, resource_dict={"cores": count})
+    asked = {"cores": count, "openmpi_oversubscribe": True}
+    future = executor.submit(bodies.calc, 14, resource_dict=asked)
+    assert future.result(PATIENCE_S) == [(14, count, rank) for rank in range(count)]
 
 
 def prologue(library: str) -> list[str]:

@@ -55,6 +55,8 @@ def test_srun_is_told_what_a_step_does_not_inherit() -> None:
     assert how.argv[:4] == ("srun", "--mpi=pmix", "--ntasks=2", "--cpus-per-task=3")
     assert {"--gpus-per-task=1", "--nodes=2", "--kill-on-bad-exit=1"} <= set(how.argv)
     assert how.words == "srun --mpi=pmix"
+    shared = launch(asked(pmi_mode="pmix", oversubscribe=True), OPEN_MPI, SLURM)
+    assert "--overcommit" in shared.argv
     assert "--exact" not in how.argv
     beside = launch(asked(pmi_mode="pmix"), OPEN_MPI, {**SLURM, "DASK_BATCH_BACKEND": "slurm-step"})
     assert "--exact" in beside.argv

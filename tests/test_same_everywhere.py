@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dask_batch.backends import registry
 from local_harness import PACKAGE
 
 MODULE = """
@@ -108,6 +107,9 @@ class Site:
         return said
 
 
+pytest_plugins = ["flux_systems"]
+
+
 @pytest.fixture(scope="module")
 def laptop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A cache that was filled by the local queue, and what the script found there."""
@@ -122,14 +124,11 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         pytest.param("flux", marks=pytest.mark.flux),
     ]
 )
-def elsewhere(request: pytest.FixtureRequest) -> str:
+def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A batch system that is reachable."""
     name: str = request.param
     if name == "flux":
-        if name not in registry._BACKENDS:
-            pytest.skip("the Flux backend is not in this version")
-        if not os.environ.get("FLUX_URI"):
-            pytest.skip("there is no Flux instance here (no FLUX_URI): flux start, from flux-core")
+        monkeypatch.setenv("FLUX_URI", request.getfixturevalue("flux_uri"))
     else:
         request.getfixturevalue("slurm")  # which cancels what a test leaves behind
     return name

@@ -8,7 +8,6 @@ told whether he lives, and who counts as dead once nothing more is heard of the 
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -90,7 +89,7 @@ def mend_run(cache: Cache, run_id: str) -> Run:
     path = _record_path(cache, run_id)
     damaged = path.stat()
     mended = private_path(path.parent)
-    publish_bytes(mended, seal(dataclasses.asdict(run)))
+    publish_bytes(mended, seal(run.as_record()))
     try:
         for claim in _links(cache, damaged):
             _replace(mended, claim)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dask_batch.cache.owner import Owner
@@ -23,6 +23,13 @@ class Run:
     """Of each job its unique name and its task's key; the position is the job's index."""
     place: str = ""
     """Of a run whose jobs end with their client: the job of a batch system that it is in."""
+
+    def as_record(self) -> dict[str, Any]:
+        """Return it as a record."""
+        record = asdict(self)
+        if not self.place:
+            del record["place"]
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Run:

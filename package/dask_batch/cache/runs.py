@@ -48,7 +48,7 @@ class Runs:
         CacheError
             There is one of that id, or it cannot be written.
         """
-        record = dataclasses.asdict(run)
+        record = run.as_record()
         if not publish_bytes(self._run_path(run.id), seal(record)):
             raise CacheError(f"there is a run {run.id} already in {self._cache.path}")
         self._remember(run)

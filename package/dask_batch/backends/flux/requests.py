@@ -26,6 +26,7 @@ _MEANINGLESS: Final[Mapping[str, str]] = {
     "reservation": "Flux has no reservations; choose a queue: partition=",
     "slurm_cmd_args": "there is no sbatch; leave it out",
     "job_extra_directives": "there is no sbatch; leave it out",
+    "openmpi_oversubscribe": "Flux gives each rank CPUs of its own; leave it out",
     "submission_template": (
         "jobs are handed to Flux without a script; what a template sets up belongs into "
         "job_script_prologue, what it asks for into resources"

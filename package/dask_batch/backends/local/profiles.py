@@ -12,6 +12,7 @@ from typing import Any
 from dask_batch.backends.base import Job
 from dask_batch.backends.gpus import Devices, visible
 from dask_batch.backends.local.interpreter import package_environment
+from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.script import DEFAULT_PROGRAM
 from dask_batch.backends.local.submission import Member, Profile
 from dask_batch.errors import ResourceError
@@ -35,8 +36,11 @@ _MEANINGLESS = {
 
 
 def cpus(resources: Mapping[str, Any]) -> int:
-    """Return how many CPUs a job takes."""
-    return int(resources.get("cores") or 1) * int(resources.get("threads_per_core") or 1)
+    """Return how many CPUs a job takes: all of the machine's, where its ranks share them."""
+    wanted = int(resources.get("cores") or 1) * int(resources.get("threads_per_core") or 1)
+    if resources.get("openmpi_oversubscribe"):
+        return min(wanted, Machine.here().cpus)
+    return wanted
 
 
 def memory_bytes(resources: Mapping[str, Any]) -> int:
@@ -73,7 +77,10 @@ def check_resources(
     if cpus(wanted) > machine_cpus:
         name = "cores" if (wanted.get("cores") or 1) > 1 else "threads_per_core"
         what = f"{cpus(wanted)} CPUs are asked for, this machine has {machine_cpus}"
-        raise _refusal(job, name, f"{what}; ask for at most that many")
+        remedy = "ask for at most that many"
+        if name == "cores":
+            remedy += ", or say openmpi_oversubscribe=True, so that ranks share CPUs"
+        raise _refusal(job, name, f"{what}; {remedy}")
     if memory_bytes(wanted) > machine_memory_bytes:
         there = f"this machine has {machine_memory_bytes / _GB:.4g} GB"
         raise _refusal(job, "memory_max", f"{there}; ask for less")

@@ -35,6 +35,7 @@ _MESSAGE_BYTES: Final = 4000
 _MEANINGLESS: Final = {
     "memory_max": "limit of memory (Flux sets none)",
     "exclusive": "whole nodes to itself",
+    "openmpi_oversubscribe": "more ranks than CPUs",
     "partition": "partition to choose",
     "account": "account to choose",
     "qos": "quality of service to choose",

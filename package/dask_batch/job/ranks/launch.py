@@ -137,6 +137,8 @@ def _by_srun(asked: Mapping[str, Any], mode: str, further: list[str] | None) -> 
         argv.append(asked["gpu_option"])
     if asked["nodes"]:
         argv.append(f"--nodes={asked['nodes']}")
+    if asked["oversubscribe"]:
+        argv.append("--overcommit")
     if further is not None:
         argv += ["--exact", *further]  # beside other steps of the same allocation
     return Launch(tuple(argv), mode=mode)

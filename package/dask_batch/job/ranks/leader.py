@@ -209,9 +209,10 @@ def advice_on(how: Launch, library: Library) -> str:
             "this Slurm has, and pmi_mode='mpiexec' does without it"
         )
     if how.argv[0] == "flux":
+        asked = f"leave pmi_mode={how.mode!r} out: " if how.mode else ""
         return (
-            "Flux starts ranks of MPICH and its relatives by itself; Open MPI 5 needs its plugin "
-            "flux-pmix and pmi_mode='pmix', or pmi_mode='mpiexec'"
+            f"{asked}Flux starts ranks of MPICH, its relatives and Open MPI 4 by itself; Open MPI "
+            "5 needs the plugin flux-pmix and pmi_mode='pmix', or pmi_mode='mpiexec'"
         )
     return f"is {how.argv[0]} the one of {library.name}?"
 
