@@ -24,6 +24,7 @@ from dask_batch.outdated import Outdated
 from dask_batch.resolving import Resolving
 from dask_batch.sweep import Sweep
 from dask_batch.tending import Tending
+from dask_batch.unbegun import Unbegun
 from dask_batch.vanished import Vanished
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Aftermath:
         self._sweep = sweep
         self.ghosts = Ghosts(history, watch.backend)
         self._vanished = Vanished(watch.cache, watch.backend)
+        self._unbegun = Unbegun(watch.cache, watch.backend)
         self._outdated = Outdated(watch.cache)
         self._letting_go = LettingGo(history.claims, watch.backend, tending)
         self._outages = 0
@@ -94,6 +96,9 @@ class Aftermath:
             # The record leads on: it is repeated if it may be, once the books say that it is over.
             self._resolving.end_job(entry)
             self._resolving.record(entry, _VANISHED)
+        for entry, verdict in self._unbegun.found(entries, now):
+            self._resolving.end_job(entry)
+            self._resolving.record(entry, verdict)
         for job_id in self._long_ending(now):
             logger.warning(
                 "job %s has been ending for minutes: its node may be out of order. Nothing is "

@@ -198,6 +198,10 @@ class SlurmBackend:
         """Ask ``squeue`` once for all, and ``sacct`` once for those that it does not know."""
         return self._inquiry.status(job_ids) if job_ids else {}
 
+    def accounts(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Ask ``sacct`` of jobs that ``squeue`` may be wrong about."""
+        return self._inquiry.accounts(job_ids) if job_ids else {}
+
     def find(self, names: Collection[str]) -> dict[str, str]:
         """Look up job ids by unique job names, in the queue and in the accounting."""
         return self._inquiry.find(names) if names else {}

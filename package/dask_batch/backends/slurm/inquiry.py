@@ -123,6 +123,21 @@ class Inquiry:
                 found[job_id] = JobStatus(job_id, JobState.LOST, word, source=source)
         return found
 
+    def accounts(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Return what the accounting says of jobs, whatever the queue does; nothing without one.
+
+        Raises
+        ------
+        CommandError, BackendUnavailableError
+            It does not answer.
+        """
+        found: dict[str, JobStatus] = {}
+        for chunk in chunks(job_ids):
+            argv = ["sacct", "-X", "-n", "-P", "-j", ",".join(chunk)]
+            text = self._account([*argv, "--format", parse.SACCT_FIELDS], must_answer=True)
+            found.update(parse.parse_sacct(text or ""))
+        return found
+
     def _put_off(self, job_ids: Sequence[str]) -> None:
         now = self._clock()
         for job_id in job_ids:
