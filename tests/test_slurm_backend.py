@@ -10,6 +10,7 @@ import time
 import pytest
 
 from dask_batch.backends.base import JobState
+from dask_batch.backends.slurm import inquiry
 from dask_batch.errors import QueueFullError, ResourceError, SubmissionError, TemplateError
 from slurm_cluster import OWN_TEMPLATE, PATIENCE_S, Cluster, until
 
@@ -209,6 +210,7 @@ def test_a_job_that_the_queue_forgot_is_in_the_accounting(cluster, monkeypatch):
         return ask([*argv, "-u", "nobody"] if argv[0] == "squeue" else argv)
 
     monkeypatch.setattr(cluster.backend, "_ask", forgetful)
+    monkeypatch.setattr(inquiry, "LONGEST_PAUSE_S", 0.2)  # it may hear late of the orphan's end
     cluster.wait_for(good, JobState.COMPLETED)
     cluster.wait_for(bad, JobState.FAILED)
     cluster.wait_for(orphan, JobState.DEPENDENCY_FAILED, JobState.CANCELLED)
