@@ -163,6 +163,80 @@ def test_a_rank_that_is_killed_costs_a_restart(open_executor: Open, kind: type) 
         poll(lambda pid=pid: gone(pid), PATIENCE_S, "the end of a rank")  # type: ignore[misc]
 
 
+def leaving_a_message(word: str) -> int:
+    """Send what nobody receives."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 0:
+        MPI.COMM_WORLD.isend(word, 1, tag=5)
+    return os.getpid()
+
+
+def passing_on(word: str) -> str | None:
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 0:
+        MPI.COMM_WORLD.send(word, 1, tag=5)
+        return None
+    received: str = MPI.COMM_WORLD.recv(source=0, tag=5)
+    return received
+
+
+def test_a_message_that_a_task_has_left_does_not_reach_the_next(open_executor: Open) -> None:
+    exe = open_executor()
+    before = exe.submit(leaving_a_message, "stale").result(PATIENCE_S)
+    assert exe.submit(passing_on, "fresh").result(PATIENCE_S) == [None, "fresh"]
+    after = exe.submit(process, resource_dict={"version": 2}).result(PATIENCE_S)
+    assert not set(before) & set(after)
+    # One that leaves nothing costs no new ranks.
+    assert exe.submit(process, resource_dict={"version": 3}).result(PATIENCE_S) == after
+
+
+def spoiling() -> int:
+    os.environ["SPOILT"] = "1"
+    sys.path.insert(0, "/spoilt")
+    return os.getpid()
+
+
+def spoilt() -> tuple[bool, int]:
+    return "SPOILT" in os.environ or "/spoilt" in sys.path, os.getpid()
+
+
+def test_what_a_task_changes_at_ranks_is_set_right_for_the_next(open_executor: Open) -> None:
+    exe = open_executor()
+    pids = exe.submit(spoiling).result(PATIENCE_S)
+    assert exe.submit(spoilt).result(PATIENCE_S) == [(False, pid) for pid in pids]
+
+
+def test_an_order_that_cannot_be_left_is_not_waited_for(
+    open_executor: Open, tmp_path: Path
+) -> None:
+    exe = open_executor(restart_limit=1)
+    before = exe.submit(process, resource_dict={"version": 1}).result(PATIENCE_S)
+    (folder,) = (tmp_path / "cache" / "workers").glob("*.0.*")
+    (folder / "3").symlink_to(tmp_path / "nowhere")  # where the third is to be made
+    after = exe.submit(process, resource_dict={"version": 2}).result(PATIENCE_S)
+    assert not set(before) & set(after)  # but made anew, with new ranks
+    assert exe.submit(process, resource_dict={"version": 3}).result(PATIENCE_S) == after
+
+
+def crashing_once(folder: Path) -> int:
+    """Crash at the first rank at the first call."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 0 and not seen(folder, "crash"):
+        bodies.told(folder, "crash")
+        bodies.crash()
+    MPI.COMM_WORLD.barrier()
+    return os.getpid()
+
+
+def test_a_rank_that_crashes_has_begun(open_executor: Open, traces: Path) -> None:
+    """So it has died by its task, which is repeated, and not for want of a library."""
+    exe = open_executor(restart_limit=1)
+    assert len(exe.submit(crashing_once, traces).result(PATIENCE_S)) == 2
+
+
 def test_an_init_function_that_raises_at_ranks_fails_the_calls(open_executor: Open) -> None:
     def refuse() -> None:
         raise LookupError("no licence")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import selectors
 import signal
 import socket
@@ -26,13 +27,16 @@ from typing import Final
 from dask_batch.cache.meeting import Meeting
 from dask_batch.errors import CacheError
 from dask_batch.job import exit_codes
-from dask_batch.job.channel import Channel, Message, StrangerError, connect, prove
+from dask_batch.job.channel import Channel, DroppedError, Message, StrangerError, connect, prove
 from dask_batch.job.descriptors import kept
+from dask_batch.job.orphans import adopt_orphans, end_children, ended_child
 from dask_batch.job.say import say
 
 __all__ = ["Keeper", "main"]
 
 _PR_SET_PDEATHSIG: Final = 1
+_AGAIN_S: Final = 60.0
+"""How long a worker tries to be let in whose client has no room for it."""
 _GRACE_S: Final = 5.0
 """How long a task may take to write down where it stood before it is killed."""
 _BACKEND_IDS: Final = ("SLURM_STEP_ID", "SLURM_JOB_ID", "FLUX_JOB_ID")
@@ -69,6 +73,7 @@ class Keeper:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the client's terminal is not ours
         signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
+        adopt_orphans()
         self._fork()
         try:
             while not self._ending or self._pid:
@@ -78,6 +83,7 @@ class Keeper:
             if self._gentle:
                 self._wait_gently()
         self._kill(signal.SIGKILL)
+        end_children()
         return 0
 
     def _turn(self) -> None:
@@ -195,15 +201,14 @@ class Keeper:
             self._reap()
 
     def _reap(self) -> None:
-        """Wait for the workbench if it has ended, with all that it has left, and tell."""
-        if not self._pid:
-            return
-        how = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        """Wait for the workbench if it has ended, end all that it has left, and tell."""
+        how = ended_child(self._pid)
         if how is None:
             return
         self._kill(signal.SIGKILL)  # not reaped yet: the number is nobody else's
         os.waitpid(self._pid, 0)
         self._pid = 0
+        end_children()
         while self._workbench is not None and self._workbench.speaks():  # its last words
             self._pass_on()
         if self._workbench is not None:  # something that it forked has it open as well
@@ -295,7 +300,26 @@ def main(path: str, number: int) -> int:
 
 
 def _client(meeting: Meeting, number: int) -> Channel | None:
-    """Connect to the client by the first of its addresses at which it is found."""
+    """Connect to the client; again for a while, where it has no room at the moment."""
+    until = time.monotonic() + _AGAIN_S
+    while True:
+        try:
+            return _found(meeting, number)
+        except DroppedError:
+            if time.monotonic() >= until:
+                return None
+        time.sleep(random.uniform(0.5, 2.0))  # so that those who were sent away part
+
+
+def _found(meeting: Meeting, number: int) -> Channel | None:
+    """Connect to the client by the first of its addresses at which it is found.
+
+    Raises
+    ------
+    DroppedError
+        It was found nowhere, but somewhere somebody has broken off.
+    """
+    dropped: DroppedError | None = None
     for address in meeting.addresses:
         channel = None
         try:
@@ -307,6 +331,10 @@ def _client(meeting: Meeting, number: int) -> Channel | None:
             say(f"its client is not to be found at {address}: {error}")
             if channel is not None:
                 channel.close()
+            if isinstance(error, DroppedError):
+                dropped = error
+    if dropped is not None:
+        raise dropped
     return None
 
 

@@ -65,13 +65,15 @@ class Worker:
         Of this process of a keeper: no other ever has it.
     restarts
         How often the process in its place has died before.
+    started
+        Its process, or job; None while it is being started.
     leaving
         Whether it is to end when it has nothing to do.
     """
 
     number: int
-    started: Started
     restarts: int = 0
+    started: Started | None = None
     state: State = State.STARTING
     channel: Channel | None = None
     task: Assignment | None = None
@@ -87,6 +89,11 @@ class Worker:
             self.channel.send(message)
         except OSError:
             return
+
+    def kill(self) -> None:
+        """End its process, or job, if it has been started."""
+        if self.started is not None:
+            self.started.kill()
 
     def finish(self, how: Ended) -> None:
         """End its task, if it has one."""
