@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import socket
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -165,13 +167,26 @@ def test_the_local_door_is_behind_a_directory_of_ones_own() -> None:
     assert not folder.exists()
 
 
-def test_only_sockets_of_ours_are_swept_away(tmp_path: Path) -> None:
+def test_only_sockets_of_clients_that_are_gone_are_swept_away(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    tmp_path = Path(tempfile.mkdtemp(dir="/tmp"))  # a socket's path must be short
+    request.addfinalizer(lambda: shutil.rmtree(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mine = local_door()
-    other = tmp_path / "sock"
-    other.touch()
-    sweep_sockets((*mine.addresses, str(other), ("127.0.0.1", 1)))
-    assert not os.path.exists(str(mine.addresses[0]))
-    assert other.exists()
+    pid = os.fork()
+    if pid == 0:
+        local_door()
+        os._exit(0)  # as if it were killed
+    os.waitpid(pid, 0)
+    mine_too = [Path(str(door.addresses[0])).parent for door in (mine, local_door())]
+    (tmp_path / "dask-batch-workers-elsewhere").symlink_to(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "dask-batch-workers-new").mkdir()  # is just being made
+    assert len(list(tmp_path.glob("dask-batch-workers-*"))) == 5
+    sweep_sockets()
+    assert len(list(tmp_path.glob("dask-batch-workers-*"))) == 4
+    assert all((folder / "sock").exists() for folder in mine_too)
     mine.close()
 
 

@@ -12,16 +12,22 @@ import logging
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import asdict
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import psutil
 
+from dask_batch.cache.files import publish_bytes
+from dask_batch.cache.owner import Owner
+from dask_batch.cache.records import read_record, seal
+from dask_batch.errors import CacheError
 from dask_batch.job.channel import Channel, Message, StrangerError, keep_alive, prove
 
 __all__ = ["Door", "local_door", "network_door", "sweep_sockets"]
@@ -34,6 +40,9 @@ _BACKLOG = 128
 _MOST_STRANGERS = 64
 _PROOF_S = 10
 _LOOK_S = 1.0
+_OWNER = "owner.json"
+_UNFINISHED_S = 24 * 3600.0
+"""A directory so old that does not say whose it is was left by a client that was killed early."""
 
 Admit = Callable[[Channel, Message], None]
 
@@ -180,6 +189,7 @@ def local_door() -> Door:
     if len(os.fsencode(folder)) > _SOCKET_PATH_BYTES - len("/sock"):
         shutil.rmtree(folder)
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp")
+    publish_bytes(Path(folder, _OWNER), seal(asdict(Owner.current())), durable=False)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     path = os.path.join(folder, "sock")
     listener.bind(path)
@@ -215,9 +225,22 @@ def _hosts() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def sweep_sockets(addresses: tuple[str | tuple[str, int], ...]) -> None:
-    """Remove the socket of a client that was killed, if it is one of ours."""
-    for address in addresses:
-        folder = Path(address).parent if isinstance(address, str) else Path()
-        if folder.name.startswith(_PREFIX) and folder.is_dir() and not folder.is_symlink():
-            shutil.rmtree(folder, ignore_errors=True)
+def sweep_sockets() -> None:
+    """Remove the sockets of clients on this machine that were killed."""
+    for top in {Path(tempfile.gettempdir()), Path("/tmp")}:
+        for folder in top.glob(f"{_PREFIX}*"):
+            if _abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether a directory is ours, and its client is gone."""
+    try:
+        status = folder.lstat()
+        if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+            return False
+        return Owner(**read_record(folder / _OWNER)).alive() is False
+    except FileNotFoundError:  # the directory, or its owner's name
+        return folder.is_dir() and time.time() - status.st_mtime > _UNFINISHED_S
+    except (OSError, CacheError, TypeError):
+        return False
