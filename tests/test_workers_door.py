@@ -22,8 +22,8 @@ from dask_batch.backends.workers.door import Door, local_door, network_door, swe
 from dask_batch.cache.meeting import Meeting
 from dask_batch.cache.owner import Owner
 from dask_batch.errors import CacheError
+from dask_batch.job.arrival import arrive
 from dask_batch.job.channel import Channel, Message, StrangerError, connect, prove
-from dask_batch.job.keeper import _client
 
 SECRET = "ab" * 32
 
@@ -297,7 +297,7 @@ def test_a_worker_that_is_dropped_tries_again(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=client)
     thread.start()
-    worker = _client(Meeting((address,), SECRET, False, Owner.current()), 3)
+    worker = arrive(Meeting((address,), SECRET, False, Owner.current()), 3)
     thread.join()
     assert worker is not None
     assert met[0]["worker"] == 3

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import random
 import selectors
 import signal
 import socket
@@ -27,7 +26,8 @@ from typing import Final
 from dask_batch.cache.meeting import Meeting
 from dask_batch.errors import CacheError
 from dask_batch.job import exit_codes
-from dask_batch.job.channel import Channel, DroppedError, Message, StrangerError, connect, prove
+from dask_batch.job.arrival import arrive
+from dask_batch.job.channel import Channel, Message
 from dask_batch.job.descriptors import kept
 from dask_batch.job.orphans import adopt_orphans, end_children, ended_child
 from dask_batch.job.say import say
@@ -35,11 +35,8 @@ from dask_batch.job.say import say
 __all__ = ["Keeper", "main"]
 
 _PR_SET_PDEATHSIG: Final = 1
-_AGAIN_S: Final = 60.0
-"""How long a worker tries to be let in whose client has no room for it."""
 _GRACE_S: Final = 5.0
 """How long a task may take to write down where it stood before it is killed."""
-_BACKEND_IDS: Final = ("SLURM_STEP_ID", "SLURM_JOB_ID", "FLUX_JOB_ID")
 
 
 class Keeper:
@@ -288,7 +285,7 @@ def main(path: str, number: int) -> int:
     except CacheError as error:
         say(str(error))
         return exit_codes.NO_CACHE
-    client = _client(meeting, number)
+    client = arrive(meeting, number)
     if client is None:
         return exit_codes.FAILED
     keeper = Keeper(client, gentle=meeting.ranks is not None)
@@ -297,48 +294,3 @@ def main(path: str, number: int) -> int:
     except _ForkedError as forked:
         channel = forked.keeper
     return _workbench(channel, meeting, Path(path), number)
-
-
-def _client(meeting: Meeting, number: int) -> Channel | None:
-    """Connect to the client; again for a while, where it has no room at the moment."""
-    until = time.monotonic() + _AGAIN_S
-    while True:
-        try:
-            return _found(meeting, number)
-        except DroppedError:
-            if time.monotonic() >= until:
-                return None
-        time.sleep(random.uniform(0.5, 2.0))  # so that those who were sent away part
-
-
-def _found(meeting: Meeting, number: int) -> Channel | None:
-    """Connect to the client by the first of its addresses at which it is found.
-
-    Raises
-    ------
-    DroppedError
-        It was found nowhere, but somewhere somebody has broken off.
-    """
-    dropped: DroppedError | None = None
-    for address in meeting.addresses:
-        channel = None
-        try:
-            channel = connect(address)
-            prove(channel, meeting.secret, client=False)
-            channel.send({"worker": number, **_self()})
-            return channel
-        except (OSError, StrangerError) as error:
-            say(f"its client is not to be found at {address}: {error}")
-            if channel is not None:
-                channel.close()
-            if isinstance(error, DroppedError):
-                dropped = error
-    if dropped is not None:
-        raise dropped
-    return None
-
-
-def _self() -> Message:
-    """Tell which process this is."""
-    ids = (os.environ[name] for name in _BACKEND_IDS if os.environ.get(name))
-    return {"pid": os.getpid(), "host": socket.gethostname(), "job_id": next(ids, "")}

@@ -16,7 +16,6 @@ import stat
 import tempfile
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import wait
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from dask_batch.backends.workers.forks import let_go_in_forks
 from dask_batch.cache.files import publish_bytes
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.records import read_record, seal
@@ -73,7 +73,7 @@ class Door:
         self._strangers: dict[socket.socket, float] = {}
         """Who has not proved who it is, by when it must have; the oldest first."""
         self._closed = threading.Event()
-        _doors.add(self)
+        let_go_in_forks(self)
 
     def open(self, secret: str, admit: Admit) -> None:
         """Let workers in from now on.
@@ -170,17 +170,6 @@ class Door:
         self._listener.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-_doors: weakref.WeakSet[Door] = weakref.WeakSet()
-
-
-def _abandon_all() -> None:
-    for door in list(_doors):
-        door.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
 
 
 def local_door() -> Door:

@@ -17,12 +17,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from multiprocessing.connection import wait
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Final
 
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.within.launcher import Ended, Launcher, Room
+from dask_batch.backends.workers.farewell import bid_farewell, ready_of
+from dask_batch.backends.workers.forks import let_go_in_forks
 from dask_batch.backends.workers.staff import Staff
 from dask_batch.backends.workers.worker import Assignment, State, Worker, how_it_ended
 from dask_batch.errors import BackendError, ResourceError
@@ -33,7 +34,6 @@ __all__ = ["WorkerPool"]
 logger = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0
-_FAREWELL_S: Final = 10.0
 _OF_A_TASK: Final = frozenset({"cwd", "error_log_file"})
 """Resources that each task on a worker may have its own of."""
 
@@ -74,7 +74,7 @@ class WorkerPool:
         for end in (self._bell, self._ring):
             os.set_blocking(end, False)
         self._hang_up = weakref.finalize(self, _close, os.getpid(), self._bell, self._ring)
-        _pools.add(self)
+        let_go_in_forks(self)
 
     # ---- the launcher ----------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class WorkerPool:
             workers = list(self._staff.workers.values())
             for worker in workers:
                 self._staff.dismiss(worker)
-        _bid_farewell([*self._disbanded, *workers])
+        bid_farewell([*self._disbanded, *workers])
 
     def _go_on(self, turn: Callable[[], None]) -> None:
         """Do something again and again, until all workers are to end."""
@@ -258,7 +258,7 @@ class WorkerPool:
         """Wait for news, and heed them."""
         with self._lock:
             channels = {w.channel: w for w in self._staff.workers.values() if w.channel}
-        ready = _ready([self._bell, *channels], _LOOK_S)
+        ready = ready_of([self._bell, *channels], _LOOK_S)
         if not ready:
             return
         with self._lock:
@@ -354,39 +354,7 @@ class WorkerPool:
             os.write(self._ring, b"w")
 
 
-_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-
-
-def _abandon_all() -> None:
-    for pool in list(_pools):
-        pool.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
-
-
 def _close(pid: int, *ends: int) -> None:
     if os.getpid() == pid:
         for end in ends:
             os.close(end)
-
-
-def _ready(ends: Iterable[Any], timeout_s: float) -> list[Any]:
-    """Wait until one of some ends can be read."""
-    return cast("list[Any]", wait(cast("Any", list(ends)), timeout_s))
-
-
-def _bid_farewell(workers: list[Worker]) -> None:
-    """Wait a moment for workers to end; end those that do not."""
-    until = time.monotonic() + _FAREWELL_S
-    channels = {w.channel: w for w in workers if w.channel}
-    while channels and (left_s := until - time.monotonic()) > 0:
-        for channel in _ready(channels, left_s):
-            try:
-                channel.receive()
-            except EOFError:
-                channels.pop(channel).channel = None
-                channel.close()
-    for channel, worker in channels.items():
-        worker.kill()
-        channel.close()
