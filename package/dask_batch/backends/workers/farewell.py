@@ -21,6 +21,9 @@ def ready_of(ends: Iterable[Any], timeout_s: float) -> list[Any]:
 
 def bid_farewell(workers: list[Worker]) -> None:
     """Wait a moment for workers to end; end those that do not."""
+    for worker in workers:
+        if worker.channel is None:
+            worker.kill()
     until = time.monotonic() + _FAREWELL_S
     channels = {w.channel: w for w in workers if w.channel}
     while channels and (left_s := until - time.monotonic()) > 0:

@@ -127,8 +127,6 @@ class Staff:
     def launched(self, worker: Worker, started: Started) -> None:
         """Take in that a worker's process has been started."""
         worker.started = started
-        if worker.leaving and worker.channel is None:
-            started.kill()
 
     def failed(self, worker: Worker, error: Exception) -> None:
         """Take in that a worker could not be started: no other will be, either."""
@@ -143,14 +141,12 @@ class Staff:
     # ---- and go ----------------------------------------------------------------------------
 
     def dismiss(self, worker: Worker) -> None:
-        """Have a worker end."""
+        """Have a worker end; one that is not connected is ended by who looks for it next."""
         worker.leaving = True
         if worker.state is State.IDLE:
             worker.state = State.STARTING  # no task for it any more
         if worker.channel is not None:
             worker.tell({"do": "end"})
-        else:
-            worker.kill()
 
     def disband(self, why: str) -> list[Worker]:
         """Have all workers end, and none started any more; return those that there were."""
@@ -203,6 +199,8 @@ class Staff:
         now = time.monotonic()
         for worker in absent:
             how = worker.started.ended() if worker.started is not None else None
+            if how is None and worker.leaving and not worker.killed:
+                worker.kill()
             if how is None and worker.state is State.LOST and now - worker.lost_at > _PATIENCE_S:
                 worker.kill()
                 how = Ended(JobState.FAILED, reason="its connection has ended")

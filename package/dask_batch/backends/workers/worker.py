@@ -69,6 +69,8 @@ class Worker:
         Its process, or job; None while it is being started.
     leaving
         Whether it is to end when it has nothing to do.
+    killed
+        Whether whoever has started it was told to end it.
     """
 
     number: int
@@ -78,6 +80,7 @@ class Worker:
     channel: Channel | None = None
     task: Assignment | None = None
     leaving: bool = False
+    killed: bool = False
     lost_at: float = 0.0
     hello: Message = field(default_factory=dict)
 
@@ -93,6 +96,7 @@ class Worker:
     def kill(self) -> None:
         """End its process, or job, if it has been started."""
         if self.started is not None:
+            self.killed = True
             self.started.kill()
 
     def finish(self, how: Ended) -> None:
