@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,12 @@ from dask_batch import clean, verify
 from dask_batch.backends.base import JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Owner
+from dask_batch.cache.files import make_directory, publish_bytes
 from dask_batch.cache.followers import Followers
+from dask_batch.cache.meeting import Meeting
 from dask_batch.cache.store import Cache
-from upkeep_harness import KEYS, Asked, aged, files, hand_over
+from dask_batch.job.ranks.exchange import Exchange
+from upkeep_harness import DAY_S, DEAD, ELSEWHERE, KEYS, Asked, aged, files, hand_over
 
 
 @pytest.fixture
@@ -52,6 +56,45 @@ def test_a_run_that_is_over_goes_and_its_results_stay(cache: Cache, batch: Asked
     assert Claims(cache).current(KEYS[1]) is None
     hand_over(cache, "again", KEYS[1:2])
     assert attempts.read_end(cache, KEYS[1], 0) is None
+
+
+def workers_of(cache: Cache, digit: str, owner: Owner) -> None:
+    """Leave what long-lived workers, and their client, leave."""
+    name = f"workers-{digit * 12}"
+    top, logs = cache.path / "workers", cache.path / "logs" / name
+    meeting = Meeting((), "ab" * 32, False, owner)
+    make_directory(top)
+    publish_bytes(top / f"{name}.json", meeting.text())
+    Exchange.begin(top / f"{name}.0.4711" / "1", {"task": None})
+    make_directory(logs)
+    (logs / "0.err").write_text("hello\n")
+
+
+def test_what_workers_have_left_goes_with_their_client(cache: Cache, batch: Asked) -> None:
+    for digit, owner in (("a", DEAD), ("b", Owner.current()), ("c", ELSEWHERE)):
+        workers_of(cache, digit, owner)
+    (cache.path / "workers" / "notes").write_text("mine")
+    assert not clean(cache.path).removed
+    aged(cache, 8)
+    for folder in (*(cache.path / "workers").iterdir(), *(cache.path / "logs").iterdir()):
+        if folder.is_dir():
+            then = folder.stat().st_mtime - 8 * DAY_S
+            os.utime(folder, (then, then))
+    assert clean(cache.path).removed == {"workers": 2, "logs": 1}
+    left = {p.name.partition(".")[0] for p in (cache.path / "workers").iterdir()}
+    assert left == {"workers-" + "b" * 12, "workers-" + "c" * 12, "notes"}
+    assert {p.name for p in (cache.path / "logs").iterdir()} == left - {"notes"}
+
+
+def test_what_workers_have_left_is_verified(cache: Cache) -> None:
+    workers_of(cache, "a", DEAD)
+    assert verify(cache.path).counts["workers"] == 2
+    place = cache.path / "workers" / f"workers-{'a' * 12}.json"
+    place.write_text("{}")
+    (place.parent / "notes").write_text("mine")
+    found = verify(cache.path)
+    assert [finding.path for finding in found.damaged] == [place]
+    assert [finding.path.name for finding in found.stray] == ["notes"]
 
 
 def unfinished_live_client(cache: Cache, batch: Asked) -> None:

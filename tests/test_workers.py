@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -30,6 +32,9 @@ from dask_batch.errors import (
     ResourceError,
     TaskError,
 )
+from dask_batch.job.exit_codes import FAILED
+from dask_batch.job.kept import NOTHING
+from dask_batch.job.workbench import _run
 
 Open = Callable[..., SingleNodeExecutor]
 
@@ -164,6 +169,39 @@ def _forget(folder: Path) -> None:
         path.unlink()
 
 
+def test_what_a_task_changes_in_its_process_is_set_right_for_the_next(open_executor: Open) -> None:
+    exe = open_executor()
+    fresh = {"cache": False}
+    before = exe.submit(bodies.standing, resource_dict=fresh).result(60)
+    spoilt = exe.submit(bodies.spoiling, resource_dict=fresh).result(60)
+    assert exe.submit(bodies.standing, resource_dict=fresh).result(60) == before
+    assert exe.submit(bodies.process, resource_dict=fresh).result(60) == spoilt  # and is the same
+
+
+def test_a_seed_that_a_task_has_set_does_not_hold_for_the_next(open_executor: Open) -> None:
+    exe = open_executor()
+    fresh = {"cache": False}
+    drawn = []
+    for _ in range(2):
+        exe.submit(bodies.seeded, resource_dict=fresh).result(60)
+        drawn.append(exe.submit(bodies.drawn, resource_dict=fresh).result(60))
+    assert drawn[0][0] != drawn[1][0]
+    assert drawn[0][1] != drawn[1][1]
+
+
+def test_a_task_whose_log_cannot_be_opened_fails_and_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0.err").symlink_to(tmp_path / "elsewhere")
+    order = {"do": "run", "job": "some-job", "definition": "x", "index": 0, "logs": str(tmp_path)}
+    assert _run(order, NOTHING) == FAILED
+    print("still here")
+    told = capfd.readouterr()
+    assert "some-job: its log files cannot be written" in told.err
+    assert told.out == "still here\n"
+    assert not (tmp_path / "elsewhere").exists()
+
+
 # ---- init_function ---------------------------------------------------------------------------
 
 
@@ -290,6 +328,29 @@ def test_without_workers_the_number_stays(cache: Path) -> None:
             exe.max_workers = 3
 
 
+def test_a_worker_that_is_slow_to_start_keeps_no_other_waiting(
+    open_executor: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a batch system does not answer."""
+    begin, go_on = WorkerProcesses.start, threading.Event()
+
+    def start(self: WorkerProcesses, job: Any, *more: Any) -> Any:
+        if job.index == 1:
+            go_on.wait(60)
+        return begin(self, job, *more)
+
+    monkeypatch.setattr(WorkerProcesses, "start", start)
+    exe = open_executor(2)
+    future = exe.submit(bodies.process)
+    try:
+        poll(future.done, 30, "the first worker's result")
+        assert not go_on.is_set()
+        exe.max_workers = 1  # nor anybody who asks for fewer: one of the two goes again
+    finally:
+        go_on.set()
+    assert exe.submit(bodies.process, 1).result(60)
+
+
 # ---- deaths ----------------------------------------------------------------------------------
 
 
@@ -364,6 +425,73 @@ def test_a_function_that_closes_all_files_still_has_its_result(open_executor: Op
     exe = open_executor(restart_limit=2)
     assert [exe.submit(bodies.closing_all, word).result(60) for word in "ab"] == ["a", "b"]
     assert exe.submit(bodies.process).result(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to whom it may")
+@pytest.mark.parametrize("how", ["end", "death", "killed client"])
+def test_what_a_task_has_detached_ends_with_its_worker(
+    open_executor: Open, cache: Path, traces: Path, how: str
+) -> None:
+    if how == "killed client":
+        lines = ["exe.submit(bodies.detaching, traces, 'd').result()"]
+        process = subprocess.Popen([sys.executable, _script(traces, cache, lines)])
+        poll(lambda: len(seen(traces, "d")) == 2, 60, "what is detached")
+        process.kill()
+        process.wait()
+    else:
+        exe = open_executor(restart_limit=1)
+        exe.submit(bodies.detaching, traces, "d").result(60)
+        poll(lambda: len(seen(traces, "d")) == 2, 60, "what is detached")
+        if how == "end":
+            exe.shutdown()
+        else:
+            os.kill(exe.submit(bodies.process).result(60), signal.SIGKILL)
+    for pid in seen(traces, "d"):
+        poll(lambda pid=pid: gone(pid), 30, "its end")  # type: ignore[misc]
+
+
+def _script(traces: Path, cache: Path, lines: list[str]) -> str:
+    """Write a client that does something with an executor ``exe`` and then waits."""
+    script = traces.parent / "detaching_client.py"
+    body = textwrap.indent("\n".join([*lines, "time.sleep(1000)"]), "    ")
+    script.write_text(
+        f"import os, sys, time\nfrom pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import worker_bodies as bodies\nfrom dask_batch import SingleNodeExecutor\n"
+        f"traces = Path({str(traces)!r})\n"
+        "if __name__ == '__main__':\n"
+        f"    exe = SingleNodeExecutor(1, cache_directory={str(cache)!r}, block_allocation=True)\n"
+        f"{body}\n"
+    )
+    return str(script)
+
+
+def test_a_fork_of_the_client_holds_no_connection_to_its_workers(open_executor: Open) -> None:
+    """Else workers elsewhere would not hear that their client has been killed."""
+    exe = open_executor()
+    before = exe.submit(bodies.process, 1).result(60)
+    pool = exe._session.workers
+    assert pool is not None
+    (worker,) = pool._staff.workers.values()
+    assert worker.channel is not None
+    descriptors = (worker.channel.fileno(), pool._bell, pool._ring)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(sum(os.path.exists(f"/proc/self/fd/{number}") for number in descriptors))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert exe.submit(bodies.process, 2).result(60) == before
+
+
+def test_executors_that_are_dropped_leave_no_descriptors(cache: Path) -> None:
+    def drop() -> None:
+        SingleNodeExecutor(1, cache_directory=cache, block_allocation=True)
+        gc.collect()
+
+    drop()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        drop()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_pool_that_breaks_falls_not_silent(

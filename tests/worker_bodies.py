@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import re
+import resource
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 __all__ = [
     "beginning",
@@ -18,15 +22,20 @@ __all__ = [
     "count",
     "crash",
     "deaf",
+    "detaching",
     "die",
     "die_once",
+    "drawn",
     "forking",
     "leave",
     "meet",
     "printed",
     "process",
     "raising",
+    "seeded",
     "slow",
+    "spoiling",
+    "standing",
     "told",
 ]
 
@@ -122,6 +131,61 @@ def printed(word: str) -> int:
     print("err", word, file=sys.stderr)
     os.system(f"echo child {word}")
     return os.getpid()
+
+
+def detaching(folder: Path, word: str) -> None:
+    """Have two children that no process group holds, and that do not end by themselves."""
+    for forks in (1, 2):
+        if os.fork() == 0:
+            os.setsid()
+            if forks == 2 and os.fork():
+                os._exit(0)
+            told(folder, word)
+            time.sleep(1000)
+
+
+def spoiling() -> int:
+    """Change what belongs to the whole process."""
+    os.umask(0)
+    os.chdir("/")
+    os.environ["SPOILT"] = "1"
+    os.environ.pop("HOME", None)
+    sys.path.insert(0, "/spoilt")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    gc.disable()
+    sys.setswitchinterval(1)
+    return seeded()
+
+
+def seeded() -> int:
+    """Seed the global generators as people do, so that the next numbers are known."""
+    np.random.seed(0)
+    random.seed(0)
+    return os.getpid()
+
+
+def standing() -> tuple[Any, ...]:
+    """Tell what belongs to the whole process."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return (
+        umask,
+        os.getcwd(),
+        {name: value for name, value in os.environ.items() if not name.startswith("DASK_")},
+        list(sys.path),
+        str(signal.getsignal(signal.SIGTERM)).partition(" at ")[0],
+        signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        resource.getrlimit(resource.RLIMIT_NOFILE),
+        gc.isenabled(),
+        sys.getswitchinterval(),
+    )
+
+
+def drawn() -> tuple[float, float]:
+    """Return random numbers."""
+    return float(np.random.random()), random.random()
 
 
 def closing_all(word: str) -> str:

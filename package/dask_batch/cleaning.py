@@ -98,6 +98,7 @@ class Cleaning:
             self._sweep.names(needs.keys, keep_s)
         self._sweep.checkpoints()
         self._sweep.ranks()
+        self._sweep.workers(keep_s)
         self._sweep.out_of_the_way(self._keep_s)
         self._sweep.empty_shards()
 

@@ -26,7 +26,7 @@ from dask_batch.backends.within.launcher import Launcher, Room
 from dask_batch.backends.workers.door import Door, local_door, network_door, sweep_sockets
 from dask_batch.backends.workers.pool import WorkerPool
 from dask_batch.cache.files import make_directory, publish_bytes
-from dask_batch.cache.meeting import Meeting, meeting_directory
+from dask_batch.cache.meeting import Meeting, meeting_directory, pool_name
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.store import Cache
 from dask_batch.defining import Plan, define, run_of
@@ -87,7 +87,7 @@ def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) ->
     _check_room(starter.room(), count, normal)
     _sweep(cache)
     surroundings = Surroundings.current(client_environment())
-    name = f"workers-{secrets.token_hex(6)}"
+    name = pool_name()
     place = meeting_directory(cache.path) / f"{name}.json"
     first = _initial(cache, options, surroundings)
     if first is not None:
@@ -245,11 +245,11 @@ def _remove(place: Path) -> None:
 
 def _sweep(cache: Cache) -> None:
     """Remove what clients have left that were killed."""
+    sweep_sockets()
     for place in meeting_directory(cache.path).glob("*.json"):
         try:
             meeting = Meeting.read(place)
         except (FileNotFoundError, CacheError):
             continue  # another client has been faster, or it is nothing of ours
         if meeting.owner.alive() is False:
-            sweep_sockets(meeting.addresses)
             _remove(place)

@@ -21,6 +21,7 @@ from dask_batch.cache.entries import listed, verified
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.layout import read_head, verify_body
 from dask_batch.cache.lines import altered_lines
+from dask_batch.cache.meeting import POOL, Meeting
 from dask_batch.cache.opening import open_owned, read_owned
 from dask_batch.cache.records import unseal
 from dask_batch.errors import CacheError, DamagedEntryError
@@ -203,7 +204,7 @@ def _is_called(inside: object, outside: str) -> None:
 
 
 _KEY: Final = r"[0-9a-f]{64}"
-_KINDS: Final[Mapping[str, tuple[tuple[str, Callable[[Path], None]], ...]]] = {
+_KINDS: Final[Mapping[str, tuple[tuple[str, Callable[[Path], object]], ...]]] = {
     "results": ((rf"{_KEY}\.h5", _check_result),),
     "definitions": ((r"[^.].*\.h5", _check_definitions),),
     "runs": (
@@ -219,6 +220,11 @@ _KINDS: Final[Mapping[str, tuple[tuple[str, Callable[[Path], None]], ...]]] = {
         (rf"{_KEY}\.[0-9]+\.(end|cut)", _check_of_key),
     ),
     "names": ((rf"{_KEY}\.json", _check_name),),
+    "workers": (
+        (rf"{POOL}\.json", Meeting.read),
+        (rf"{POOL}\.h5", _check_definitions),
+        (r"order\.json|(begun|failed|done)-.*\.json", _check_record),
+    ),
 }
 _CONTENT_OF_OTHERS: Final = frozenset(SECTIONS) - _KINDS.keys()
 """What jobs print and keep, and what has been moved out of the way: it is counted, not read."""

@@ -8,18 +8,27 @@ workers any more; what a client that was killed has left is removed by the next 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dask_batch.cache.opening import read_owned
 from dask_batch.cache.owner import Owner
-from dask_batch.errors import CacheError
+from dask_batch.errors import DamagedEntryError
 
-__all__ = ["Meeting", "meeting_directory"]
+__all__ = ["POOL", "Meeting", "meeting_directory", "pool_name"]
 
 _SECTION = "workers"
+
+POOL: Final = r"workers-[0-9a-f]{12}"
+"""What the workers of a client are called together, as a pattern: see :func:`pool_name`."""
+
+
+def pool_name() -> str:
+    """Return a new name for the workers of a client."""
+    return f"workers-{secrets.token_hex(6)}"
 
 
 def meeting_directory(cache: Path) -> Path:
@@ -65,7 +74,7 @@ class Meeting:
         FileNotFoundError
             There is none: the client has gone, or needs no workers any more.
         CacheError
-            It cannot be read, or is not what a client has written.
+            It cannot be read; or, a DamagedEntryError, is not what a client has written.
         """
         try:
             said = json.loads(read_owned(path))
@@ -81,4 +90,4 @@ class Meeting:
                 said.get("ranks"),
             )
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise CacheError(f"{path} is not what a client has written: {error}") from error
+            raise DamagedEntryError(f"{path} is not what a client has written: {error}") from error

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from dask_batch.cache import attempts
 from dask_batch.cache.entries import listed
 from dask_batch.cache.files import PRIVATE_PREFIX
+from dask_batch.cache.meeting import POOL, Meeting, meeting_directory
 from dask_batch.cache.records import read_record
 from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError, DamagedEntryError
@@ -29,6 +30,10 @@ _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 _OF_A_RUN = re.compile(
     r"\.((wanted|disowned)\.[^.]*|heir\.[0-9]+|log(\.[0-9]+)?(\.aborted)?|settled)\Z"
 )
+
+
+_OUT_OF_SIGHT_S = 30 * 24 * 3600.0
+"""So long a client that cannot be asked after from here is believed to live."""
 
 
 class Sweep:
@@ -123,6 +128,33 @@ class Sweep:
             if self.cache.present({key}) or attempts.ended(self.cache, {key: generation}):
                 self.remove_tree(top / name, "ranks")
 
+    def workers(self, keep_s: float) -> None:
+        """Remove what clients have left that long-lived workers met them at, and their logs."""
+        top = meeting_directory(self.cache.path)
+        held = {name for name in _pools(listed(top)) if self._is_held(top / f"{name}.json")}
+        for name in listed(top):
+            pool, path = name.partition(".")[0], top / name
+            if pool in held or not re.fullmatch(POOL, pool) or self.age_s(path) <= keep_s:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                self.remove_tree(path, "workers")
+            else:
+                self.remove(path, "workers")
+        logs = self.cache.path / "logs"
+        for name in _pools(listed(logs)):
+            if name not in held and self.age_s(logs / name) > keep_s:
+                self.remove_tree(logs / name, "logs")
+
+    def _is_held(self, place: Path) -> bool:
+        """Whether a client may wait at a meeting place."""
+        try:
+            alive = Meeting.read(place).owner.alive()
+        except FileNotFoundError:
+            return False
+        except CacheError:
+            alive = None
+        return self.age_s(place) <= _OUT_OF_SIGHT_S if alive is None else alive
+
     def checkpoints(self) -> None:
         """Remove the checkpoints of keys that have a result."""
         top = self.cache.path / "checkpoints"
@@ -183,3 +215,8 @@ class Sweep:
         for name in listed(directory):
             if not name.startswith(PRIVATE_PREFIX):
                 yield directory / name
+
+
+def _pools(names: Iterable[str]) -> set[str]:
+    """Return the names of workers' pools among some names of files."""
+    return {pool for pool in (name.partition(".")[0] for name in names) if re.fullmatch(POOL, pool)}

@@ -17,7 +17,7 @@ import struct
 from multiprocessing.connection import Connection
 from typing import Any, Final, TypeAlias
 
-__all__ = ["Channel", "Message", "StrangerError", "connect", "prove"]
+__all__ = ["Channel", "DroppedError", "Message", "StrangerError", "connect", "prove"]
 
 Message: TypeAlias = dict[str, Any]
 
@@ -34,6 +34,10 @@ _PROBES: Final = 6
 
 class StrangerError(Exception):
     """Whoever is at the other end does not know the secret."""
+
+
+class DroppedError(StrangerError):
+    """The other side has not let this one finish."""
 
 
 class Channel:
@@ -139,7 +143,7 @@ def prove(channel: Channel, secret: str, *, client: bool) -> None:
             raise StrangerError("it does not know the secret")
         channel.limit(0)
     except (EOFError, OSError) as error:
-        raise StrangerError(f"it has not proved who it is: {error}") from error
+        raise DroppedError(f"it has not proved who it is: {error}") from error
 
 
 def connect(address: str | tuple[str, int], *, wait_s: float = 20.0) -> Channel:

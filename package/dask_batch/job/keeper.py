@@ -26,8 +26,10 @@ from typing import Final
 from dask_batch.cache.meeting import Meeting
 from dask_batch.errors import CacheError
 from dask_batch.job import exit_codes
-from dask_batch.job.channel import Channel, Message, StrangerError, connect, prove
+from dask_batch.job.arrival import arrive
+from dask_batch.job.channel import Channel, Message
 from dask_batch.job.descriptors import kept
+from dask_batch.job.orphans import adopt_orphans, end_children, ended_child
 from dask_batch.job.say import say
 
 __all__ = ["Keeper", "main"]
@@ -35,7 +37,6 @@ __all__ = ["Keeper", "main"]
 _PR_SET_PDEATHSIG: Final = 1
 _GRACE_S: Final = 5.0
 """How long a task may take to write down where it stood before it is killed."""
-_BACKEND_IDS: Final = ("SLURM_STEP_ID", "SLURM_JOB_ID", "FLUX_JOB_ID")
 
 
 class Keeper:
@@ -69,6 +70,7 @@ class Keeper:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the client's terminal is not ours
         signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
+        adopt_orphans()
         self._fork()
         try:
             while not self._ending or self._pid:
@@ -78,6 +80,7 @@ class Keeper:
             if self._gentle:
                 self._wait_gently()
         self._kill(signal.SIGKILL)
+        end_children()
         return 0
 
     def _turn(self) -> None:
@@ -195,15 +198,14 @@ class Keeper:
             self._reap()
 
     def _reap(self) -> None:
-        """Wait for the workbench if it has ended, with all that it has left, and tell."""
-        if not self._pid:
-            return
-        how = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        """Wait for the workbench if it has ended, end all that it has left, and tell."""
+        how = ended_child(self._pid)
         if how is None:
             return
         self._kill(signal.SIGKILL)  # not reaped yet: the number is nobody else's
         os.waitpid(self._pid, 0)
         self._pid = 0
+        end_children()
         while self._workbench is not None and self._workbench.speaks():  # its last words
             self._pass_on()
         if self._workbench is not None:  # something that it forked has it open as well
@@ -283,7 +285,7 @@ def main(path: str, number: int) -> int:
     except CacheError as error:
         say(str(error))
         return exit_codes.NO_CACHE
-    client = _client(meeting, number)
+    client = arrive(meeting, number)
     if client is None:
         return exit_codes.FAILED
     keeper = Keeper(client, gentle=meeting.ranks is not None)
@@ -292,25 +294,3 @@ def main(path: str, number: int) -> int:
     except _ForkedError as forked:
         channel = forked.keeper
     return _workbench(channel, meeting, Path(path), number)
-
-
-def _client(meeting: Meeting, number: int) -> Channel | None:
-    """Connect to the client by the first of its addresses at which it is found."""
-    for address in meeting.addresses:
-        channel = None
-        try:
-            channel = connect(address)
-            prove(channel, meeting.secret, client=False)
-            channel.send({"worker": number, **_self()})
-            return channel
-        except (OSError, StrangerError) as error:
-            say(f"its client is not to be found at {address}: {error}")
-            if channel is not None:
-                channel.close()
-    return None
-
-
-def _self() -> Message:
-    """Tell which process this is."""
-    ids = (os.environ[name] for name in _BACKEND_IDS if os.environ.get(name))
-    return {"pid": os.getpid(), "host": socket.gethostname(), "job_id": next(ids, "")}

@@ -19,13 +19,19 @@ _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_C
 
 @contextlib.contextmanager
 def logged(folder: Path, index: int) -> Iterator[None]:
-    """Let what is written to the standard streams go to a task's log files for a while."""
+    """Let what is written to the standard streams go to a task's log files for a while.
+
+    Raises
+    ------
+    OSError
+        They cannot be opened; the streams are what they were.
+    """
     _flush()
-    before = [spare(stream) for stream in (1, 2)]
-    for stream, suffix in ((1, "out"), (2, "err")):
-        log = os.open(folder / f"{index}.{suffix}", _APPEND, 0o600)
-        os.dup2(log, stream)
-        os.close(log)
+    with contextlib.ExitStack() as opened:
+        logs = [_open(folder / f"{index}.{suffix}", opened) for suffix in ("out", "err")]
+        before = [spare(stream) for stream in (1, 2)]
+        for stream, log in zip((1, 2), logs, strict=True):
+            os.dup2(log, stream)
     try:
         yield
     finally:
@@ -35,6 +41,12 @@ def logged(folder: Path, index: int) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # a function has closed what is not its own
                     os.dup2(copy, stream)
                     os.close(copy)
+
+
+def _open(path: Path, opened: contextlib.ExitStack) -> int:
+    log = os.open(path, _APPEND, 0o600)
+    opened.callback(os.close, log)
+    return log
 
 
 @contextlib.contextmanager

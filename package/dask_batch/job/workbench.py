@@ -22,6 +22,7 @@ from dask_batch.job.channel import Channel, Message
 from dask_batch.job.endings import EndedError
 from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.kept import NOTHING, Kept, named
+from dask_batch.job.leavings import Standing
 from dask_batch.job.opening import RefusedError, open_task
 from dask_batch.job.redirection import crashes_told, logged
 from dask_batch.job.run import Attempt, main
@@ -56,9 +57,11 @@ def serve(
         with crashes_told():
             kept = _begin(initial) if ranks is None else _muster(ranks, folder, initial)
         keeper.send({"told": "ready"})
+        standing = Standing()
         while True:
             order = keeper.receive()
             code = _run(order, kept)
+            standing.restore()
             if kept.crew is not None and kept.crew.lost:
                 return code or FAILED  # by which the keeper knows that this worker has died
             keeper.send({"told": "ended", "job": order["job"], "exit_code": code})
@@ -132,12 +135,20 @@ class _Beginning(Attempt):
 
 def _run(order: Message, kept: Kept) -> int:
     """Run one task, with its own log files; return the exit code that its job would have."""
-    with logged(Path(order["logs"]), int(order["index"])), crashes_told():
-        os.environ[JOB_VARIABLE] = order["job"]
-        try:
-            return main(order["definition"], int(order["index"]), kept)
-        except SystemExit:  # it is told to end
-            raise
-        except BaseException:  # not the function's: that one ends in a record
-            traceback.print_exc()
-            return FAILED
+    try:
+        with logged(Path(order["logs"]), int(order["index"])), crashes_told():
+            return _logged_run(order, kept)
+    except OSError as error:  # nor can it be told in its own log
+        say(f"{order['job']}: its log files cannot be written: {error}")
+        return FAILED
+
+
+def _logged_run(order: Message, kept: Kept) -> int:
+    os.environ[JOB_VARIABLE] = order["job"]
+    try:
+        return main(order["definition"], int(order["index"]), kept)
+    except SystemExit:  # it is told to end
+        raise
+    except BaseException:  # not the function's: that one ends in a record
+        traceback.print_exc()
+        return FAILED

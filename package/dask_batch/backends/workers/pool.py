@@ -1,7 +1,7 @@
 """The workers of one client: a launcher that gives each job to a process that waits for one.
 
-One thread starts the workers and hears what they say; the queue's thread gives them jobs. What both
-touch is under one lock.
+One thread starts the workers, another one hears what they say; the queue's thread gives them jobs.
+What all touch is under one lock, which nobody holds while a batch system is asked for something.
 
 A worker that dies takes its task along: that has failed, and whether it is repeated is decided
 where all repetitions are, from the records. Its place is filled again ``restart_limit`` times. When
@@ -15,13 +15,15 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from multiprocessing.connection import wait
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Final
 
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.within.launcher import Ended, Launcher, Room
+from dask_batch.backends.workers.farewell import bid_farewell, ready_of
+from dask_batch.backends.workers.forks import let_go_in_forks
 from dask_batch.backends.workers.staff import Staff
 from dask_batch.backends.workers.worker import Assignment, State, Worker, how_it_ended
 from dask_batch.errors import BackendError, ResourceError
@@ -32,7 +34,6 @@ __all__ = ["WorkerPool"]
 logger = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0
-_FAREWELL_S: Final = 10.0
 _OF_A_TASK: Final = frozenset({"cwd", "error_log_file"})
 """Resources that each task on a worker may have its own of."""
 
@@ -66,9 +67,14 @@ class WorkerPool:
         self._waiting: deque[Assignment] = deque()
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._to_do = threading.Event()
+        self._broken = False
+        self._disbanded: list[Worker] = []
         self._bell, self._ring = os.pipe()
         for end in (self._bell, self._ring):
             os.set_blocking(end, False)
+        self._hang_up = weakref.finalize(self, _close, os.getpid(), self._bell, self._ring)
+        let_go_in_forks(self)
 
     # ---- the launcher ----------------------------------------------------------------------
 
@@ -133,8 +139,21 @@ class WorkerPool:
             self._thread.join()
         self._staff.starter.close()
         self.left()
-        for end in (self._bell, self._ring):
-            os.close(end)
+        self._hang_up()
+
+    def abandon(self) -> None:
+        """Let go of all descriptors, in a fork of the client.
+
+        The workers learn by the end of their connection that their client is gone; a fork that has
+        a copy of it would keep them.
+        """
+        self._staff.closing = True
+        if self._hang_up.detach() is not None:
+            os.close(self._bell)
+            os.close(self._ring)
+        for worker in self._staff.workers.values():
+            if worker.channel is not None:
+                worker.channel.close()
 
     # ---- for the executor ------------------------------------------------------------------
 
@@ -151,7 +170,7 @@ class WorkerPool:
         with self._lock:
             if self._thread is None:
                 self._staff.count = count
-            elif not self._staff.closing:
+            elif not (self._staff.closing or self._broken):
                 self._staff.resize(count)
         self._wake()
         self.news()
@@ -183,6 +202,8 @@ class WorkerPool:
 
     def _assign(self) -> None:
         """Give waiting jobs to idle workers; fail them where no worker is left."""
+        if self._staff.closing:
+            return
         if self._staff.deserted:
             failed = Ended(JobState.FAILED, reason=self._staff.why_none())
             while self._waiting:
@@ -207,48 +228,92 @@ class WorkerPool:
     # ---- the thread ------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        """Start workers and hear them, until all are to end; see them end.
+        """Start workers and see them end, until all are to.
 
-        All in one thread: what it starts may end with it.
+        All in one thread: what it starts may end with it. What the workers say is heard in another
+        one, as starting may take as long as a batch system does.
         """
-        try:
-            while not self._staff.closing:
-                self._take_turn()
-        except Exception as error:
-            logger.exception("the workers cannot be gone on with; they are ended")
-            self._break(error)
+        listener = threading.Thread(
+            target=self._go_on, args=(self._listen,), name="dask-batch-workers", daemon=True
+        )
+        listener.start()
+        self._go_on(self._tend)
+        listener.join()
         with self._lock:
             workers = list(self._staff.workers.values())
             for worker in workers:
                 self._staff.dismiss(worker)
-        _bid_farewell(workers)
+        bid_farewell([*self._disbanded, *workers])
 
-    def _take_turn(self) -> None:
+    def _go_on(self, turn: Callable[[], None]) -> None:
+        """Do something again and again, until all workers are to end."""
+        try:
+            while not (self._staff.closing or self._broken):
+                turn()
+        except Exception as error:
+            logger.exception("the workers cannot be gone on with; they are ended")
+            self._break(error)
+
+    def _listen(self) -> None:
         """Wait for news, and heed them."""
         with self._lock:
             channels = {w.channel: w for w in self._staff.workers.values() if w.channel}
-        ready = _ready([self._bell, *channels], _LOOK_S)
+        ready = ready_of([self._bell, *channels], _LOOK_S)
+        if not ready:
+            return
         with self._lock:
             if self._bell in ready:
                 os.read(self._bell, 4096)
             for channel in channels.keys() & set(ready):
                 self._hear(channels[channel])
-            changed = self._staff.look() or bool(ready)
-            if not self._staff.closing:
-                self._staff.launch()
-                self._assign()
-        if changed:
+            self._assign()
+        self._to_do.set()
+        self.news()
+
+    def _tend(self) -> None:
+        """Look for workers that have ended, and start those that are due."""
+        self._to_do.wait(_LOOK_S)
+        self._to_do.clear()
+        with self._lock:
+            absent = self._staff.absent()
+        found = self._staff.look(absent)
+        with self._lock:
+            self._staff.bury(found)
+        failed = not self._launch()
+        with self._lock:
+            self._assign()
+        if found or failed:
             self.news()
+
+    def _launch(self) -> bool:
+        """Start the workers that are due, without the lock; return whether that could be done."""
+        while True:
+            with self._lock:
+                worker = self._staff.next()
+            if worker is None:
+                return True
+            try:
+                started = self._staff.start(worker)
+            except Exception as error:
+                with self._lock:
+                    self._staff.failed(worker, error)
+                if not isinstance(error, BackendError):
+                    raise
+                return False
+            with self._lock:
+                self._staff.launched(worker, started)
 
     def _break(self, error: Exception) -> None:
         """Fail all jobs: nobody must wait for a thread that has ended."""
         with self._lock:
+            self._broken = True
             workers = self._staff.disband(f"{type(error).__name__}: {error}")
+            self._disbanded += workers
             for worker in workers:
                 worker.finish(Ended(JobState.FAILED, reason=self._staff.why_none()))
             self._assign()
+        self._wake()
         self.news()
-        _bid_farewell(workers)
 
     def _hear(self, worker: Worker) -> None:
         """Take in what a worker says, or that it says no more."""
@@ -284,26 +349,12 @@ class WorkerPool:
         self._staff.died(worker, how_it_ended(message), connected=True)
 
     def _wake(self) -> None:
+        self._to_do.set()
         with contextlib.suppress(BlockingIOError, OSError):  # it rings already; or closed
             os.write(self._ring, b"w")
 
 
-def _ready(ends: Iterable[Any], timeout_s: float) -> list[Any]:
-    """Wait until one of some ends can be read."""
-    return cast("list[Any]", wait(cast("Any", list(ends)), timeout_s))
-
-
-def _bid_farewell(workers: list[Worker]) -> None:
-    """Wait a moment for workers to end; end those that do not."""
-    until = time.monotonic() + _FAREWELL_S
-    channels = {w.channel: w for w in workers if w.channel}
-    while channels and (left_s := until - time.monotonic()) > 0:
-        for channel in _ready(channels, left_s):
-            try:
-                channel.receive()
-            except EOFError:
-                channels.pop(channel).channel = None
-                channel.close()
-    for channel, worker in channels.items():
-        worker.started.kill()
-        channel.close()
+def _close(pid: int, *ends: int) -> None:
+    if os.getpid() == pid:
+        for end in ends:
+            os.close(end)

@@ -1,6 +1,7 @@
 """Workers come and go: started, counted, dismissed, and replaced when they die.
 
-All of it happens under the lock of the pool that they belong to.
+All of it happens under the lock of the pool that they belong to, but for what asks whoever starts
+them: that may take as long as a batch system does, and is for the pool's one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from dask_batch.backends.base import Job, JobState
-from dask_batch.backends.within.launcher import Ended, Launcher
+from dask_batch.backends.within.launcher import Ended, Launcher, Started
 from dask_batch.backends.workers.worker import State, Worker, words_of
 from dask_batch.errors import BackendError
 
@@ -100,35 +101,52 @@ class Staff:
 
     # ---- they come -------------------------------------------------------------------------
 
-    def launch(self) -> None:
-        """Start those that are due."""
-        while self._due:
-            number = next(self._numbers)
-            restarts = self._due.popleft()
-            job = replace(self.like, index=number, name=f"{self.like.name}-{number}")
-            try:
-                started = self.starter.start(job, job.name)
-            except BackendError as error:
-                self._why = f"worker {number} could not be started: {error}"
-                logger.warning(self._why)
-                self._due.clear()
-                return
-            except Exception as error:  # a fault of our own: who looks before it is told knows why
-                self._why = f"{type(error).__name__}: {error}"
-                raise
-            self.workers[number] = Worker(number, started, restarts)
+    def next(self) -> Worker | None:
+        """Return the next one that is to be started; None if there is none, or all end.
+
+        It is counted from now on: it may be here before whoever starts it has come back.
+        """
+        if self.closing or not self._due:
+            return None
+        number = next(self._numbers)
+        worker = self.workers[number] = Worker(number, self._due.popleft())
+        return worker
+
+    def start(self, worker: Worker) -> Started:
+        """Start a worker's process; to be called without the lock.
+
+        Raises
+        ------
+        BackendError
+            It cannot be started.
+        """
+        number = worker.number
+        job = replace(self.like, index=number, name=f"{self.like.name}-{number}")
+        return self.starter.start(job, job.name)
+
+    def launched(self, worker: Worker, started: Started) -> None:
+        """Take in that a worker's process has been started."""
+        worker.started = started
+
+    def failed(self, worker: Worker, error: Exception) -> None:
+        """Take in that a worker could not be started: no other will be, either."""
+        self.workers.pop(worker.number, None)
+        if isinstance(error, BackendError):
+            self._why = f"worker {worker.number} could not be started: {error}"
+            logger.warning(self._why)
+            self._due.clear()
+        else:  # a fault of our own: who looks before it is told knows why
+            self._why = f"{type(error).__name__}: {error}"
 
     # ---- and go ----------------------------------------------------------------------------
 
     def dismiss(self, worker: Worker) -> None:
-        """Have a worker end."""
+        """Have a worker end; one that is not connected is ended by who looks for it next."""
         worker.leaving = True
         if worker.state is State.IDLE:
             worker.state = State.STARTING  # no task for it any more
         if worker.channel is not None:
             worker.tell({"do": "end"})
-        else:
-            worker.started.kill()
 
     def disband(self, why: str) -> list[Worker]:
         """Have all workers end, and none started any more; return those that there were."""
@@ -171,19 +189,32 @@ class Staff:
             worker.channel.close()
             worker.channel = None
 
-    def look(self) -> bool:
-        """Look for workers whose processes have ended; return whether there were any."""
-        count = len(self.workers)
+    def absent(self) -> list[Worker]:
+        """Return the workers that are not connected, and have been started."""
+        return [w for w in self.workers.values() if w.channel is None and w.started is not None]
+
+    def look(self, absent: list[Worker]) -> dict[int, Ended]:
+        """Return how the processes of some workers have ended; to be called without the lock."""
+        found: dict[int, Ended] = {}
         now = time.monotonic()
-        for worker in [w for w in self.workers.values() if w.channel is None]:
-            how = worker.started.ended()
+        for worker in absent:
+            how = worker.started.ended() if worker.started is not None else None
+            if how is None and worker.leaving and not worker.killed:
+                worker.kill()
             if how is None and worker.state is State.LOST and now - worker.lost_at > _PATIENCE_S:
-                worker.started.kill()
+                worker.kill()
                 how = Ended(JobState.FAILED, reason="its connection has ended")
             if how is not None:
-                del self.workers[worker.number]
+                found[worker.number] = how
+        return found
+
+    def bury(self, found: dict[int, Ended]) -> None:
+        """Take in how processes have ended; of those that are connected by now, later."""
+        for number, how in found.items():
+            worker = self.workers.get(number)
+            if worker is not None and worker.channel is None:
+                del self.workers[number]
                 self.died(worker, how, connected=False)
-        return len(self.workers) < count
 
 
 def _worth(worker: Worker) -> tuple[int, int]:

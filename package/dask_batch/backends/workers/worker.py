@@ -65,17 +65,22 @@ class Worker:
         Of this process of a keeper: no other ever has it.
     restarts
         How often the process in its place has died before.
+    started
+        Its process, or job; None while it is being started.
     leaving
         Whether it is to end when it has nothing to do.
+    killed
+        Whether whoever has started it was told to end it.
     """
 
     number: int
-    started: Started
     restarts: int = 0
+    started: Started | None = None
     state: State = State.STARTING
     channel: Channel | None = None
     task: Assignment | None = None
     leaving: bool = False
+    killed: bool = False
     lost_at: float = 0.0
     hello: Message = field(default_factory=dict)
 
@@ -87,6 +92,12 @@ class Worker:
             self.channel.send(message)
         except OSError:
             return
+
+    def kill(self) -> None:
+        """End its process, or job, if it has been started."""
+        if self.started is not None:
+            self.killed = True
+            self.started.kill()
 
     def finish(self, how: Ended) -> None:
         """End its task, if it has one."""

@@ -25,11 +25,16 @@ from dask_batch.job.ranks.exchange import Exchange
 from dask_batch.job.ranks.launch import Launch, launch
 from dask_batch.job.ranks.leader import Leader, advice_on, end_ranks, first_of, thread_variables
 from dask_batch.job.ranks.library import Library, find_library
+from dask_batch.job.ranks.pace import Pace
+from dask_batch.job.say import say
 from dask_batch.job.tether import tethered
 
 __all__ = ["Crew"]
 
-_LOOK_S: Final = 0.02
+_LOOK_S, _SELDOM_S = 0.02, 1.0
+"""So often the leader looks how far the ranks are: at first, and when a task has taken long."""
+_TAKE_S: Final = 120.0
+"""How long ranks may take to find an order, on a file system that is late."""
 _ABORT_S: Final = 5.0
 """How long ranks may take to agree, or to end, after one has failed."""
 _LEAVE_S: Final = 2.0
@@ -62,6 +67,8 @@ class Crew:
         self._orders = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._exchange: Exchange | None = None
+        self._begun: list[dict[str, Any]] = []
+        """What the ranks have said when they began: in which step, for one thing."""
         self._library: Library
         self._how: Launch
 
@@ -73,6 +80,7 @@ class Crew:
         EndedError
             They cannot be started, have not found each other, or one has raised.
         """
+        self._begun = []
         self._library = find_library()
         self._how = launch(self._asked, self._library)
         task = (self._initial, 0) if self._initial is not None else None
@@ -92,6 +100,7 @@ class Crew:
             ) from error
         self.watch(exchange)
         failures = exchange.failures()
+        self._begun = exchange.begun()
         if failures or not self.alive:
             self.end()
             raise self._why_not(failures)
@@ -129,7 +138,7 @@ class Crew:
         """Leave an order for the ranks."""
         if self._exchange is not None:
             self._exchange.remove()
-        self._orders += 1
+        self._orders += 1  # of one that could not be left nobody knows whether it was read
         order = {
             **said,
             "count": self._asked["count"],
@@ -138,18 +147,36 @@ class Crew:
             "mpiexec": self._how.argv[0] not in ("srun", "flux"),
             "task": [str(task[0]), task[1]] if task is not None else None,
         }
-        self._exchange = Exchange.begin(self._folder / str(self._orders), order)
+        try:
+            self._exchange = Exchange.begin(self._folder / str(self._orders), order)
+        except BaseException:
+            self.end()  # they wait for this very order
+            raise
         return self._exchange
 
     def watch(self, exchange: Exchange) -> None:
         """Return when the ranks have done with an order, or have ended."""
+        pace = Pace(_LOOK_S, _SELDOM_S)
         deadline: float | None = None
+        take_by = time.monotonic() + _TAKE_S if self._begun else None
         while self.alive and not exchange.done():
+            now = time.monotonic()
             if deadline is None and exchange.failures():
-                deadline = time.monotonic() + _ABORT_S
-            if deadline is not None and time.monotonic() >= deadline:
+                deadline = now + _ABORT_S
+            if take_by is not None and now >= take_by:
+                if not exchange.begun():
+                    say(f"the ranks have not taken an order within {_TAKE_S:g} s; they are ended")
+                    deadline = now
+                take_by = None
+            if deadline is not None and now >= deadline:
                 self.end()
-            time.sleep(_LOOK_S)
+            self._wait(pace.wait_s())
+
+    def _wait(self, wait_s: float) -> None:
+        """Wait a moment; no longer than the ranks are there."""
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(wait_s)
 
     @property
     def exit_code(self) -> int | None:
@@ -168,8 +195,9 @@ class Crew:
 
     def end(self) -> None:
         """End the ranks."""
-        if self._process is not None and self._exchange is not None:
-            end_ranks(self._process, self._exchange)
+        if self._process is not None:
+            begun = self._begun or (self._exchange.begun() if self._exchange is not None else [])
+            end_ranks(self._process, begun)
 
     def close(self) -> None:
         """End the ranks, and remove what they were told."""
@@ -211,3 +239,10 @@ class _CrewLeader(Leader):
         except BaseException:
             crew.lost = not crew.alive
             raise
+        finally:
+            if exchange.unclean():
+                say("the next task has new ranks: what this one has left would reach it")
+                crew.end()
+
+    def _has_begun(self, exchange: Exchange) -> bool:
+        return True  # or there would have been no order

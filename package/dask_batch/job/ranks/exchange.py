@@ -71,6 +71,10 @@ class Exchange:
         """Return whether the ranks, which stay, have done with the order."""
         return any(self._records(_DONE))
 
+    def unclean(self) -> bool:
+        """Return whether the ranks have done with the order, and must not have another one."""
+        return any(record["unclean"] for record in self._records(_DONE))
+
     def remove(self) -> None:
         """Remove it, as far as the file system lets."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -107,9 +111,9 @@ class Exchange:
         with contextlib.suppress(CacheError):  # the leader is told by its exit code all the same
             self._say(_FAILED, record)
 
-    def finish(self) -> None:
-        """Say that all ranks have done with the order, and stay."""
-        self._say(_DONE, {})
+    def finish(self, *, unclean: bool = False) -> None:
+        """Say that all ranks have done with the order, and whether it has left anything in them."""
+        self._say(_DONE, {"unclean": unclean})
 
     def _say(self, prefix: str, record: Mapping[str, Any]) -> None:
         host, pid = socket.gethostname(), os.getpid()

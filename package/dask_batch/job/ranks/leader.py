@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,7 +75,7 @@ class Leader:
             try:
                 self._watch(process, exchange)
             finally:
-                end_ranks(process, exchange)
+                end_ranks(process, exchange.begun())
             self._judge(process.returncode, exchange, (how, library))
         finally:
             exchange.remove()
@@ -151,7 +151,7 @@ class Leader:
         means: tuple[Launch, Library],
     ) -> EndedError:
         how, library = means
-        if exchange.begun():
+        if self._has_begun(exchange):
             fate = f"were killed by signal {number}" if number else f"ended with exit code {code}"
             ended = EndedError("died", f"the ranks {fate} and left no result: see the log")
             ended.fields.update({"exit_code": code, "signal": number or None})
@@ -161,6 +161,10 @@ class Leader:
             f"the ranks, started by `{how.words}`, ended with exit code {code} before MPI was "
             f"initialised by {library.name}; the log has its words. {advice_on(how, library)}",
         )
+
+    def _has_begun(self, exchange: Exchange) -> bool:
+        """Return whether any rank has come as far as to know its number."""
+        return bool(exchange.begun())
 
 
 def thread_variables(asked: Mapping[str, Any]) -> dict[str, str]:
@@ -232,10 +236,18 @@ def _out_of_memory() -> bool:
 # ---- ending them -----------------------------------------------------------------------------
 
 
-def end_ranks(process: subprocess.Popen[bytes], exchange: Exchange) -> None:
-    """End ranks that have not ended, and wait for whoever started them."""
+def end_ranks(process: subprocess.Popen[bytes], begun: Iterable[Mapping[str, Any]]) -> None:
+    """End ranks that have not ended, and wait for whoever started them.
+
+    Parameters
+    ----------
+    process
+        What started them.
+    begun
+        What they have said when they began.
+    """
     if process.poll() is None:
-        _cancel_step(exchange)
+        _cancel_step(begun)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_TERM_S)
@@ -244,9 +256,9 @@ def end_ranks(process: subprocess.Popen[bytes], exchange: Exchange) -> None:
         process.wait()
 
 
-def _cancel_step(exchange: Exchange) -> None:
+def _cancel_step(begun: Iterable[Mapping[str, Any]]) -> None:
     """Have Slurm kill a step: ``srun`` may be waiting for ranks that do not listen."""
-    steps = {record["step"] for record in exchange.begun() if record["step"]}
+    steps = {record["step"] for record in begun if record["step"]}
     job = os.environ.get("SLURM_JOB_ID")
     if job and steps:
         argv = ["scancel", "--signal=KILL", *(f"{job}.{step}" for step in sorted(steps))]

@@ -169,7 +169,9 @@ class Rank:
             return
         number = rank_on_node()
         if number is None:
-            number = self.comm.Split_type(_shared_memory()).rank
+            node = self.comm.Split_type(_shared_memory())
+            number = node.rank
+            node.Free()
         try:
             os.environ.update(share(os.environ, number, each))
         except ResourceError as error:

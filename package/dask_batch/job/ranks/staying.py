@@ -22,7 +22,9 @@ from dask_batch.job.containment import dump_crashes
 from dask_batch.job.endings import EndedError, described, summary
 from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.kept import NOTHING, Kept, named
+from dask_batch.job.leavings import Standing
 from dask_batch.job.ranks.exchange import Exchange
+from dask_batch.job.ranks.pace import Pace
 from dask_batch.job.ranks.rank import Rank, check_size, started_mpi
 from dask_batch.job.redirection import crashes_told, logged
 from dask_batch.job.say import say
@@ -37,6 +39,10 @@ __all__ = ["main"]
 
 _AGREE_S: Final = 3.0
 _SHORTEST_S, _LONGEST_S = 0.005, 0.05
+_SELDOM_S: Final = 1.0
+"""So often ranks that have been idle for long look for an order."""
+_PROBES: Final = 5
+"""A library may need several looks to take in what has come."""
 
 
 class _StrandedError(Exception):
@@ -54,10 +60,15 @@ class _Staying:
         self._mpi = mpi
         self._comm: MPI.Intracomm = mpi.COMM_WORLD.Dup()
         self._kept: Kept = NOTHING
+        self._unclean = False
+        """Whether a task has left something that would reach the next one."""
+        self._standing = Standing()
 
     def begin(self, exchange: Exchange, order: dict[str, Any]) -> bool:
         """Call the ``init_function``; return whether all ranks could."""
-        return self._together(exchange, lambda: self._initialised(exchange, order))
+        begun = self._together(exchange, lambda: self._initialised(exchange, order))
+        self._standing = Standing()
+        return begun
 
     def _initialised(self, exchange: Exchange, order: dict[str, Any]) -> None:
         if order["task"] is not None:
@@ -69,6 +80,22 @@ class _Staying:
         os.environ[JOB_VARIABLE] = order["job_id"]
         with logged(Path(order["logs"]), order["task"][1]), crashes_told():
             self._run(exchange, order)
+            self._unclean = self._left_over()
+        self._standing.restore()
+
+    def _left_over(self) -> bool:
+        """Whether at any rank a message has come that the task has not received.
+
+        Nothing would keep the next task from taking it for one of its own.
+        """
+        each = bytearray(self._comm.size)
+        # On every way between two ranks this comes behind what the task has sent.
+        self._comm.Alltoall([each, self._mpi.BYTE], [bytearray(each), self._mpi.BYTE])
+        worlds = (self._mpi.COMM_WORLD, self._mpi.COMM_SELF)
+        pending = any(world.Iprobe() for _ in range(_PROBES) for world in worlds)
+        if pending:
+            say(f"rank {self._comm.rank}: the task has left messages that it has not received")
+        return bool(self._comm.allreduce(pending, self._mpi.LOR))
 
     def _run(self, exchange: Exchange, order: dict[str, Any]) -> None:
         found: list[Any] = []
@@ -81,7 +108,6 @@ class _Staying:
         if self._together(exchange, call):
             rank, value, pickled = found
             self._together(exchange, lambda: rank.publish(value, pickled))
-        self._kept = Kept(self._kept.named, settled=True)
 
     def _rank(self, exchange: Exchange, order: dict[str, Any]) -> Rank:
         definition, index = order["task"]
@@ -125,26 +151,27 @@ class _Staying:
         """Wait for an order: the first rank looks for it, and tells the others."""
         exchange = Exchange(folder / str(number))
         order = self._found(exchange) if self._comm.rank == 0 else None
+        if order is not None:
+            exchange.begin_rank(0)
         heard = self._comm.Ibarrier()
         while not heard.Test():
             time.sleep(_LONGEST_S if self._comm.rank else _SHORTEST_S)
         return exchange, self._comm.bcast(order)
 
     def _found(self, exchange: Exchange) -> dict[str, Any]:
-        wait_s = _SHORTEST_S
+        pace = Pace(_SHORTEST_S, _SELDOM_S)
         while True:
             try:
                 return exchange.order()
             except FileNotFoundError:
                 if not (exchange.path.parents[2] / MARKER).exists():
                     raise
-            time.sleep(wait_s)
-            wait_s = min(1.2 * wait_s, _LONGEST_S)
+            time.sleep(pace.wait_s())
 
     def done(self, exchange: Exchange) -> None:
         """Let the leader know that no rank is at an order any more."""
         if self._comm.rank == 0:
-            exchange.finish()
+            exchange.finish(unclean=self._unclean)
 
 
 def main(folder: str, first: int) -> int:
