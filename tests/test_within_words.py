@@ -10,10 +10,10 @@ import pytest
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.reach import Reach, ends_with_client, reach_of
+from dask_batch.backends.within import place
 from dask_batch.backends.within.allocation import Allocation, cpus_per_node, read_allocation
 from dask_batch.backends.within.fluxrun import FluxRunLauncher, Instance, read_attached
 from dask_batch.backends.within.launcher import Room
-from dask_batch.backends.within import place
 from dask_batch.backends.within.place import is_over, this_place
 from dask_batch.backends.within.room import bounded
 from dask_batch.backends.within.steps import StepLauncher, read_end
@@ -200,6 +200,26 @@ def test_what_an_instance_cannot_give_is_refused(tmp_path):
             there.check(shell_job(tmp_path, 0, "true", **asked))
 
 
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({"python": "/opt/{{id}}/bin/python"}, "resource 'python'"),
+        ({"job_script_prologue": ["echo {{id}}"]}, "resource 'job_script_prologue'"),
+        ({}, "the cache directory"),
+    ],
+)
+def test_what_flux_would_replace_is_refused(tmp_path, asked, what):
+    there = FluxRunLauncher(Instance(nodes=1, cores=8, gpus=2), "local:///x")
+    good = shell_job(tmp_path, 0, "true")
+    there.check(good)
+    logs = tmp_path if asked else tmp_path / "{{id}}"
+    bad = dataclasses.replace(good, resources={**good.resources, **asked}, log_directory=logs)
+    with pytest.raises(ResourceError, match=what):
+        there.check(bad)
+    # Their leader is a process, and no job of Flux.
+    there.check(dataclasses.replace(bad, resources={**bad.resources, "cores": 2}))
+
+
 # ---- who lives ---------------------------------------------------------------------------------
 
 
@@ -287,7 +307,10 @@ def test_a_cluster_is_not_asked_about_the_jobs_of_another(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("word", "over"),
     [
-        *[(word, False) for word in ("RUNNING", "SIGNALING", "RESIZING", "STAGE_OUT", "COMPLETING")],
+        *[
+            (word, False)
+            for word in ("RUNNING", "SIGNALING", "RESIZING", "STAGE_OUT", "COMPLETING")
+        ],
         *[(word, False) for word in ("POWER_UP_NODE", "EXPEDITING", "REQUEUED", "STOPPED")],
         *[(word, True) for word in ("COMPLETED", "FAILED", "NODE_FAIL", "PREEMPTED", "CANCELLED")],
         ("OF_A_LATER_SLURM", None),

@@ -290,7 +290,9 @@ class Bindings:
         """Read the journal, from now on, in the calling thread."""
         with self._handle() as handle:
             journal = self._flux.job.JournalConsumer(handle, full=False).start()
-            _answered(handle.rpc("job-manager.stats-get")).get()  # answered after the journal has begun
+            _answered(
+                handle.rpc("job-manager.stats-get")
+            ).get()  # answered after the journal has begun
             yield None
             while not stopped():
                 try:
