@@ -97,6 +97,34 @@ def test_what_workers_have_left_is_verified(cache: Cache) -> None:
     assert [finding.path.name for finding in found.stray] == ["notes"]
 
 
+def with_environments(cache: Cache) -> list[Path]:
+    folder = cache.path / "logs" / "run"
+    names = [f"environment-{'0a' * 8}.sh", f"environment-{'0a' * 8}.17-3"]
+    for name in names:
+        (folder / name).write_text("export TOKEN=secret")
+    return [folder / name for name in names]
+
+
+def test_the_environment_of_a_run_that_is_over_goes_at_once(cache: Cache, batch: Asked) -> None:
+    hand_over(cache, "run", KEYS[:1])
+    cache.publish(KEYS[0], 1, {"kind": "result", "function": "f"})
+    written = with_environments(cache)
+    assert clean(cache.path, dry_run=True).removed == {"environments": 2}
+    assert all(path.exists() for path in written)
+    done = clean(cache.path)
+    assert done.kept_runs == {"run": "it ended a short while ago"}
+    assert done.removed == {"environments": 2}
+    assert not any(path.exists() for path in written)
+    assert (cache.path / "logs" / "run" / "0.err").exists()
+
+
+def test_a_job_that_may_still_run_keeps_its_environment(cache: Cache, batch: Asked) -> None:
+    unfinished_live_client(cache, batch)
+    written = with_environments(cache)
+    assert list(clean(cache.path).kept_runs) == ["run"]
+    assert all(path.exists() for path in written)
+
+
 def unfinished_live_client(cache: Cache, batch: Asked) -> None:
     hand_over(cache, "run", KEYS[:2], owner=Owner.current(), settled=False)
 

@@ -10,8 +10,15 @@ import pytest
 from batch_systems import NAMES, Batch, batch_of
 from contract_system import until
 from dask_batch.backends.base import JobState
+from dask_batch.backends.commands.asking import Asking
+from dask_batch.backends.commands.inquiry import Inquiry
+from dask_batch.backends.commands.moab import MOAB
+from dask_batch.backends.commands.pbs import PBS
+from dask_batch.backends.commands.script import refuse_reserved
+from dask_batch.backends.commands.torque import TORQUE
 from dask_batch.errors import (
     BackendUnavailableError,
+    CommandError,
     ConfigurationError,
     QueueFullError,
     ResourceError,
@@ -194,6 +201,31 @@ def test_what_would_be_no_plain_job_is_refused(fake):
     with pytest.raises(TemplateError, match="a task is one job"):
         fake.backend.check([fake.job(job_extra_directives=[option[fake.system]])])
     fake.backend.check([fake.job(job_extra_directives=["-m n"])])
+
+
+@pytest.mark.parametrize("option", ["-W block=true", "-Wblock=true", "-W block = true"])
+@pytest.mark.parametrize("system", [PBS, TORQUE])
+def test_a_submission_that_would_wait_for_its_job_is_refused(system, option):
+    assert "line 2" in refuse_reserved(system, f"#!/bin/sh\n#PBS {option}\n")
+
+
+def test_books_that_cannot_be_read_are_no_answer_and_no_evidence():
+    """Moab may warn before its XML."""
+    said = {"showq": "WARNING: the server is slow\n<Data/>"}
+
+    class Shown(Asking):
+        def ask(self, argv):
+            return said["showq"] if "-c" in argv else "<Data/>"
+
+    now = 0.0
+    inquiry = Inquiry(MOAB, Shown(MOAB.words, lambda seconds: None), lambda: now)
+    assert inquiry.status(["Moab.1"]) == {}
+    with pytest.raises(CommandError, match="unreadable"):
+        inquiry.find(["a name"])
+    said["showq"] = "<Data/>"
+    assert inquiry.find(["a name"]) == {}
+    now = 10.0
+    assert inquiry.status(["Moab.1"])["Moab.1"].state is JobState.LOST
 
 
 def test_a_log_folder_that_means_something_else_is_refused(fake):

@@ -112,10 +112,13 @@ def test_exceptions_come_back_as_they_were(exe: Any) -> None:
 def test_base_exceptions_are_failures_like_others(exe: Any) -> None:
     futures = {kind: exe.submit(raise_base, kind) for kind in ("exit", "interrupt", "own")}
     errors = {kind: future.exception(120) for kind, future in futures.items()}
-    assert type(errors["exit"]) is SystemExit
-    assert errors["exit"].code == 3
-    assert type(errors["interrupt"]) is KeyboardInterrupt
-    assert type(errors["own"]) is Custom
+    # As they are they would be orders to this process.
+    assert {type(error) for error in errors.values()} == {RemoteError}
+    causes = {kind: error.__cause__ for kind, error in errors.items()}
+    assert type(causes["exit"]) is SystemExit
+    assert causes["exit"].code == 3
+    assert type(causes["interrupt"]) is KeyboardInterrupt
+    assert type(causes["own"]) is Custom
     assert exe.get_cache_data() == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_an_exception_that_cannot_be_unpickled_has_a_stand_in(trap: Trap) -> Non
     assert "what it said" in str(error)
     assert "cannot be unpickled here" in str(error)
     assert isinstance(error.__cause__, RemoteTraceback)
+
+
+@pytest.mark.parametrize(
+    "order", [SystemExit(0), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
+)
+def test_an_order_to_the_interpreter_of_a_job_is_none_to_this_one(order: BaseException) -> None:
+    error = raised(order, message="Order: 0")
+    assert isinstance(error, RemoteError)
+    assert "raised Order: 0" in str(error)
+    assert type(error.__cause__) is type(order)
+    assert error.__cause__.args == order.args
+    assert isinstance(error.__cause__.__cause__, RemoteTraceback)
+    assert any("job 7" in note for note in error.__notes__)
 
 
 def test_one_that_never_comes_to_an_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import dask
@@ -29,6 +32,7 @@ from dask_batch.job.surroundings import job_id
 from dask_batch.testing import FakeFlux
 from flux_systems import System
 
+only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
 QUICK = {"failure_grace_s": 0.2, "output_grace_s": 1.0}
 
 
@@ -88,6 +92,96 @@ def test_a_socket_behind_which_nobody_is(tmp_path, monkeypatch):
     place = f"{socket.gethostname()}{tmp_path}/s"
     if len(str(tmp_path)) < 90:
         assert find_instance(place, lambda uri: pytest.fail(f"asked {uri}")) is None
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """Yield the folder of an instance, in a place where anyone may make it, and its socket."""
+    monkeypatch.delenv("FLUX_URI", raising=False)
+    folder = Path(tempfile.mkdtemp(prefix="flux-"))
+    path = folder / "local-0"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        yield path
+    shutil.rmtree(folder)
+
+
+def reached(path):
+    return find_instance(f"{socket.gethostname()}{path}", lambda uri: uri)
+
+
+def test_a_socket_of_ours_is_trusted(place):
+    assert reached(place) == f"local://{place}"
+
+
+def open_to_others(path):
+    path.parent.chmod(0o777)
+
+
+def of_a_stranger(path):
+    os.chown(path, 65534, -1)
+
+
+def in_the_folder_of_a_stranger(path):
+    os.chown(path.parent, 65534, -1)
+
+
+def linked(path):
+    path.rename(path.with_name("there"))
+    path.symlink_to("there")
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        open_to_others,
+        linked,
+        pytest.param(of_a_stranger, marks=only_root),
+        pytest.param(in_the_folder_of_a_stranger, marks=only_root),
+    ],
+)
+def test_who_takes_the_place_of_an_instance_is_not_asked(place, taken):
+    taken(place)
+    with pytest.raises(BackendUnavailableError, match="is not asked"):
+        reached(place)
+
+
+def test_a_folder_that_is_a_link_is_not_asked(place, tmp_path):
+    (tmp_path / "run").symlink_to(place.parent)
+    with pytest.raises(BackendUnavailableError, match="is not asked"):
+        reached(tmp_path / "run" / "local-0")
+
+
+@only_root
+def test_a_stranger_who_listens_behind_our_socket_is_not_asked(monkeypatch):
+    monkeypatch.delenv("FLUX_URI", raising=False)
+    folder = Path(tempfile.mkdtemp(prefix="flux-"))
+    code = (
+        "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1])\n"
+        "os.setuid(65534); s.listen(); print(flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", code, str(folder / "local-0")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stranger:
+        stranger.stdout.readline()
+        with pytest.raises(BackendUnavailableError, match="user 65534 listens"):
+            reached(folder / "local-0")
+        stranger.stdin.close()
+    shutil.rmtree(folder)
+
+
+@only_root
+def test_who_has_a_folder_from_root_is_trusted_there(monkeypatch):
+    monkeypatch.delenv("FLUX_URI", raising=False)
+    folder = Path(tempfile.mkdtemp(prefix="dask-batch-test-", dir="/run"))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "local"))
+        listening.listen()
+        folder.chmod(0o755)
+        for path in (folder, folder / "local"):
+            os.chown(path, 65534, -1)
+        assert reached(folder / "local") == f"local://{folder}/local"
+    shutil.rmtree(folder)
 
 
 def test_another_machine_is_asked_through_ssh(monkeypatch):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from bodies import gated, open_gate, traces
 from clients import SEVENTEEN, Clients, poll
 from dask_batch import FluxClusterExecutor
+from dask_batch.backends.flux import bindings
 from dask_batch.backends.flux.bindings import Bindings
 from dask_batch.errors import BackendUnavailableError
 from flux_systems import own_instance
@@ -66,6 +69,54 @@ def pid_of_broker(uri: str) -> int:
     argv = ["flux", "getattr", "broker.pid"]
     environment = {**os.environ, "FLUX_URI": uri}
     return int(subprocess.run(argv, env=environment, capture_output=True, check=True).stdout)
+
+
+def test_nobody_waits_for_ever_for_a_broker_that_is_stopped(monkeypatch) -> None:
+    monkeypatch.setattr(bindings, "_ANSWER_S", 0.5)
+    with own_instance(cpus=2) as uri:
+        there = Bindings(uri)
+        broker = pid_of_broker(uri)
+
+        def asked_by_a_new_connection(ask: Callable[[], object]) -> None:
+            there.close()
+            ask()
+
+        def asked_by_an_old_one(ask: Callable[[], object]) -> None:
+            there._open()
+            opened.release()
+            stopped.wait()
+            ask()
+
+        asks: tuple[Callable[[], object], ...] = (
+            lambda: there.note("f1"),
+            lambda: there.rows(["f1"]),
+            there.active,
+            there.machine,
+            lambda: next(there.events(lambda: True)),
+        )
+        ended: list[BaseException | None] = []
+
+        def note(way: Callable[..., None], ask: Callable[[], object]) -> None:
+            try:
+                way(ask)
+            except BackendUnavailableError as error:
+                ended.append(error)
+
+        opened, stopped = threading.Semaphore(0), threading.Event()
+        ways = [(asked_by_an_old_one, ask) for ask in asks]
+        ways += [(asked_by_a_new_connection, ask) for ask in (lambda: Bindings(uri), there.active)]
+        threads = [threading.Thread(target=note, args=way, daemon=True) for way in ways]
+        for thread in threads[: len(asks)]:
+            thread.start()
+            opened.acquire()
+        os.kill(broker, signal.SIGSTOP)
+        try:
+            stopped.set()
+            for thread in threads[len(asks) :]:
+                thread.start()
+            poll(lambda: len(ended) == len(ways), 60, "the ends of all questions")
+        finally:
+            os.kill(broker, signal.SIGCONT)
 
 
 def test_a_broker_that_is_killed_is_no_verdict(tmp_path: Path) -> None:

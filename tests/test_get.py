@@ -22,6 +22,7 @@ from dask_batch import cluster_get
 from dask_batch.errors import (
     ConfigurationError,
     GraphError,
+    RemoteError,
     ResourceError,
     SerializationError,
     TooManyJobsError,
@@ -155,6 +156,19 @@ def test_the_exception_of_a_parent_is_what_is_raised() -> None:
     lazy = dask.delayed(str)(dask.delayed(str)(dask.delayed(fail)()))
     with pytest.raises(LookupError, match="the cause"):
         dask.compute(lazy, scheduler=cluster_get)
+
+
+@pytest.mark.parametrize("order", [SystemExit(0), KeyboardInterrupt()])
+def test_a_task_does_not_end_the_client_nor_does_anybody_stop_waiting(
+    order: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def leave() -> None:
+        raise order
+
+    with pytest.raises(RemoteError) as told:
+        dask.compute(dask.delayed(leave)(), scheduler=cluster_get)
+    assert type(told.value.__cause__) is type(order)
+    assert "no longer waiting" not in caplog.text
 
 
 def test_samples_are_told_apart_and_keep_their_dependents() -> None:

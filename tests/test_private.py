@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -63,6 +64,31 @@ def test_what_a_killed_client_left_is_removed_by_the_next_one(tmp_path: Path) ->
     assert not left.exists()
     assert living.path.parent.exists()
     living.remove()
+
+
+def test_what_a_client_left_on_another_node_is_removed_once_its_job_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "here")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # this process is in a repetition
+
+    def left(restarts: int, cluster: str = "here") -> Path:
+        private = PrivateCache(tmp_path)
+        record = private.path.parent / "owner.json"
+        owner = json.loads(record.read_text())
+        assert owner["place"] == "slurm:here:7:1"
+        place = f"slurm:{cluster}:7:{restarts}"
+        record.write_text(json.dumps({**owner, "host": "elsewhere", "place": place}))
+        kept.append(private)
+        return private.path.parent
+
+    kept: list[PrivateCache] = []
+    living = left(1)
+    unknown = left(0, "there")
+    over = left(0)
+    PrivateCache(tmp_path).remove()
+    assert (living.exists(), unknown.exists(), over.exists()) == (True, True, False)
 
 
 def test_a_fork_leaves_it_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dask_batch.errors import (
     DiedTaskError,
     EnvironmentTaskError,
     NoOutputTaskError,
+    RemoteError,
     ResourceError,
     UnstorableResultError,
 )
@@ -154,6 +156,13 @@ def test_a_rank_that_raises_ends_them_all(
 def test_a_rank_that_is_gone_ends_them_all(cluster: Any, kind: type, how: str, error: type) -> None:
     future = cluster(kind).submit(bodies.leaves, 1, how, resource_dict={"cores": 2})
     assert isinstance(future.exception(PATIENCE_S), error)
+
+
+def test_a_rank_that_exits_does_not_end_the_client(cluster: Any) -> None:
+    future = cluster(SingleNodeExecutor).submit(sys.exit, 0, resource_dict={"cores": 2})
+    error = future.exception(PATIENCE_S)
+    assert type(error) is RemoteError
+    assert type(error.__cause__) is SystemExit
 
 
 def test_a_result_of_a_rank_that_cannot_be_pickled_is_told(cluster: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dask_batch.backends.base import JobState
+from dask_batch.backends.within import keeper
 from dask_batch.backends.within.backend import WithinBackend
 from dask_batch.backends.within.launcher import Room
 from dask_batch.backends.within.processes import ProcessLauncher
@@ -168,6 +169,70 @@ def test_what_cannot_be_started_has_failed_and_says_why(bench, tmp_path):
     one.backend.release([one.ids[job.name]])
     assert one.ended(job) == [FAILED]
     assert "/no/such/python" in (tmp_path / f"{job.index}.err").read_text()
+
+
+def deaf(one, monkeypatch):
+    """Let jobs run on whatever is done: as those do whose node does not answer."""
+    monkeypatch.setattr(keeper, "_LAST_S", 0.3)
+    begin = one.launcher.start
+
+    class Deaf:
+        def __init__(self, started):
+            self.started = started
+
+        def ended(self):
+            return None
+
+        def kill(self):
+            pass
+
+    started = []
+
+    def start(job, job_id):
+        started.append(begin(job, job_id))
+        return Deaf(started[-1])
+
+    monkeypatch.setattr(one.launcher, "start", start)
+    return started
+
+
+def test_a_queue_that_fails_leaves_nobody_waiting(bench, monkeypatch):
+    one = bench(cpus=1)
+    started = deaf(one, monkeypatch)
+    running, waiting = one.job("sleep 100"), one.job()
+    child = one.job(parents=[running])
+    one.go(running, child, waiting)
+    one.wait_for(running, JobState.RUNNING)
+    one.backend._woken.clear()
+
+    def fail():
+        raise OSError("no more files")
+
+    monkeypatch.setattr(one.launcher, "room", fail)
+    one.launcher.news()
+    assert one.ended(running, child, waiting) == [FAILED] * 3
+    assert "no more files" in one.status(waiting).reason
+    assert one.status(running).reason.endswith("and it was not seen to end")
+    one.backend._keeper._thread.join()
+    assert one.backend._woken.is_set()
+    with pytest.raises(SubmissionError, match=r"has failed.*no more files"):
+        one.submit(one.job())
+    for each in started:
+        each.kill()
+
+
+def test_who_waits_is_told_of_the_last_ends(bench, monkeypatch):
+    one = bench(cpus=1)
+    started = deaf(one, monkeypatch)
+    job = one.job("sleep 100")
+    one.go(job)
+    one.wait_for(job, JobState.RUNNING)
+    seen = []
+    monkeypatch.setattr(one.backend._keeper, "_told", lambda: seen.append(one.status(job).state))
+    one.backend.close()
+    assert seen[-1:] == [JobState.CANCELLED]
+    for each in started:
+        each.kill()
 
 
 # ---- repetition --------------------------------------------------------------------------------

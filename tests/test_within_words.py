@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.reach import Reach, ends_with_client, reach_of
+from dask_batch.backends.within import place
 from dask_batch.backends.within.allocation import Allocation, cpus_per_node, read_allocation
 from dask_batch.backends.within.fluxrun import FluxRunLauncher, Instance, read_attached
 from dask_batch.backends.within.launcher import Room
@@ -198,6 +200,26 @@ def test_what_an_instance_cannot_give_is_refused(tmp_path):
             there.check(shell_job(tmp_path, 0, "true", **asked))
 
 
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({"python": "/opt/{{id}}/bin/python"}, "resource 'python'"),
+        ({"job_script_prologue": ["echo {{id}}"]}, "resource 'job_script_prologue'"),
+        ({}, "the cache directory"),
+    ],
+)
+def test_what_flux_would_replace_is_refused(tmp_path, asked, what):
+    there = FluxRunLauncher(Instance(nodes=1, cores=8, gpus=2), "local:///x")
+    good = shell_job(tmp_path, 0, "true")
+    there.check(good)
+    logs = tmp_path if asked else tmp_path / "{{id}}"
+    bad = dataclasses.replace(good, resources={**good.resources, **asked}, log_directory=logs)
+    with pytest.raises(ResourceError, match=what):
+        there.check(bad)
+    # Their leader is a process, and no job of Flux.
+    there.check(dataclasses.replace(bad, resources={**bad.resources, "cores": 2}))
+
+
 # ---- who lives ---------------------------------------------------------------------------------
 
 
@@ -228,28 +250,98 @@ def run(backend: str, place: str = "", **changes: object) -> Run:
         (run("slurm-step"), Sight.SEEN),
         (run("slurm-step", pid=1, started="0"), Sight.GONE),
         (run("slurm-step", host="elsewhere"), Sight.HIDDEN),
-        (run("slurm-step", "slurm:7:0", host="elsewhere"), Sight.GONE),
-        (run("slurm-step", "slurm:7:1", host="elsewhere"), Sight.HIDDEN),
+        (run("slurm-step", "slurm:here:7:0", host="elsewhere"), Sight.GONE),
+        (run("slurm-step", "slurm:there:7:0", host="elsewhere"), Sight.HIDDEN),
+        (run("slurm-step", "slurm:7:0", host="elsewhere"), Sight.HIDDEN),
+        (run("slurm-step", "slurm:here:7:1", host="elsewhere"), Sight.HIDDEN),
     ],
 )
-def test_whom_one_can_ask_and_who_has_gone(run, sight, monkeypatch):
+def test_whom_one_can_ask_and_who_has_gone(run, sight, tmp_path, monkeypatch):
     # This process is in the first repetition of that job.
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "here")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    cluster_of_stand_in(tmp_path, monkeypatch)
     assert sight_of(run) is sight
+
+
+def cluster_of_stand_in(folder, monkeypatch, *, cluster="here", jobs=()):
+    """Put an ``scontrol`` on PATH that knows these jobs of a cluster, and no other ones."""
+    shown = "".join(f'"job {n}") echo "JobId={n} Restarts=0 JobState={s} Reason=None";;\n'
+                    for n, s in dict(jobs).items())  # fmt: skip
+    script = folder / "scontrol"
+    script.write_text(
+        f"""#!/bin/sh
+case "$3 $4" in
+"config ") printf 'BOOT_TIME = x\\nClusterName             = {cluster}\\n';;
+{shown}*) echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1;;
+esac
+"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(place, "_known", {})
 
 
 def test_a_place_that_says_nothing_is_not_over():
     assert this_place({}) == ""
+    assert this_place(SLURM) == ""  # of which cluster?
     assert is_over("", {}) is None
-    assert is_over("slurm:8:0", {"PATH": "/no/such/folder", **SLURM}) in (None, True)
+    assert is_over("slurm:8:0", {}) is None
+
+
+def test_a_place_names_its_cluster():
+    assert this_place({**SLURM, "SLURM_CLUSTER_NAME": "here"}) == "slurm:here:7:0"
+
+
+def test_a_cluster_is_not_asked_about_the_jobs_of_another(tmp_path, monkeypatch):
+    cluster_of_stand_in(tmp_path, monkeypatch, jobs={8: "COMPLETED"})
+    assert is_over("slurm:here:9:0", {}) is True  # forgotten
+    assert is_over("slurm:there:9:0", {}) is None
+    assert is_over("slurm:there:8:0", {}) is None
+    other = {**SLURM, "SLURM_CLUSTER_NAME": "there"}
+    assert is_over("slurm:there:8:0", other) is None  # what is asked counts, not where one is
+    assert is_over("slurm:here:7:0", other) is True
+
+
+@pytest.mark.parametrize(
+    ("word", "over"),
+    [
+        *[
+            (word, False)
+            for word in ("RUNNING", "SIGNALING", "RESIZING", "STAGE_OUT", "COMPLETING")
+        ],
+        *[(word, False) for word in ("POWER_UP_NODE", "EXPEDITING", "REQUEUED", "STOPPED")],
+        *[(word, True) for word in ("COMPLETED", "FAILED", "NODE_FAIL", "PREEMPTED", "CANCELLED")],
+        ("OF_A_LATER_SLURM", None),
+    ],
+)
+def test_a_job_is_over_in_its_last_states_alone(word, over, tmp_path, monkeypatch):
+    cluster_of_stand_in(tmp_path, monkeypatch, jobs={8: word})
+    assert is_over("slurm:here:8:0", {}) is over
+
+
+def test_only_what_is_certain_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(place, "_KEEP_S", 0.0)
+    for word, over in (("OF_A_LATER_SLURM", None), ("RUNNING", False), ("FAILED", True)):
+        cluster_of_stand_in(tmp_path, monkeypatch, jobs={8: word})
+        assert is_over("slurm:here:8:0", {}) is over
+        known = dict(place._known)
+    (tmp_path / "scontrol").unlink()
+    monkeypatch.setattr(place, "_known", known)
+    assert is_over("slurm:here:8:0", {}) is True
 
 
 @pytest.mark.slurm
 def test_slurm_is_asked_about_the_jobs_that_others_are_in(tmp_path: Path, slurm: object) -> None:
     import subprocess
 
-    argv = ["sbatch", "--parsable", f"--chdir={tmp_path}", "--hold", "--wrap=true"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
-    assert is_over(f"slurm:{done.stdout.strip()}:0", {}) is False
-    assert is_over("slurm:3999999:0", {}) is True
+    def said(*argv: str) -> str:
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout
+
+    cluster = re.search(r"ClusterName\s*= (\S+)", said("scontrol", "show", "config"))[1]
+    job = said("sbatch", "--parsable", f"--chdir={tmp_path}", "--hold", "--wrap=true").strip()
+    assert is_over(f"slurm:{cluster}:{job}:0", {}) is False
+    assert is_over(f"slurm:{cluster}:3999999:0", {}) is True
+    assert is_over("slurm:elsewhere:3999999:0", {}) is None

@@ -8,6 +8,7 @@ over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ __all__ = ["Choice", "Cleaning"]
 
 _YOUNG_S = 3600.0
 """What was written less long ago may belong to a hand-over that is being prepared, in seconds."""
+_ENVIRONMENT = re.compile(r"environment-[0-9a-f]{16}\.(sh|[0-9]+-[0-9]+)")
+"""Beside a run's logs, where its batch system is handed no environment: its jobs read it first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class Cleaning:
         kept.update(self._remove_runs(stands.keys() - kept.keys()))
         for run_id in kept:
             self._remove_dead_followers(run_id)
+            if not stands[run_id].unfinished:
+                self._remove_environments(run_id)
         self._remove_results(choice, needs)
         self._sweep_sections(needs)
         return dict(sorted(kept.items()))
@@ -151,6 +156,13 @@ class Cleaning:
         for alive, path in self._finished.followers(run_id):
             if alive is False:
                 self._sweep.remove(path, "runs")
+
+    def _remove_environments(self, run_id: str) -> None:
+        """Remove what no job will read again, and may hold secrets: it need not last as logs do."""
+        logs = self._cache.path / "logs" / run_id
+        for name in listed(logs):
+            if _ENVIRONMENT.fullmatch(name):
+                self._sweep.remove(logs / name, "environments")
 
     def _needs(self, run_ids: Iterable[str]) -> _Needs:
         """Return what runs that are kept need: a run without definitions may be writing them."""

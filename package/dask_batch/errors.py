@@ -416,7 +416,10 @@ class RemoteTraceback(Exception):
 
 
 class RemoteError(BatchError):
-    """Stands in for an exception of a job that cannot be unpickled here.
+    """Stands in for an exception of a job that cannot be unpickled here, or not be raised here.
+
+    The latter are those that are no :class:`Exception`, as ``SystemExit`` and
+    ``KeyboardInterrupt``: raised in a client they would end it. They are the ``__cause__``.
 
     Attributes
     ----------

@@ -95,7 +95,8 @@ def failure_of(
     BaseException
         For an exception of the user's function, that exception itself, with its remote traceback
         as ``__cause__``; a :class:`~dask_batch.errors.RemoteError` that stands in for it where it
-        cannot be unpickled; else a leaf of :class:`~dask_batch.errors.TaskError`.
+        cannot be unpickled, or is no :class:`Exception`; else a leaf of
+        :class:`~dask_batch.errors.TaskError`.
     """
     if verdict.outcome is Outcome.EXCEPTION and end is not None:
         return _users_own(end, key=key, function=function, job_id=job_id, log=log)
@@ -144,6 +145,9 @@ def _users_own(
     trace = RemoteTraceback(str(end.get("traceback", "")))
     error = _unpickled(end)
     try:
+        if not isinstance(error, Exception):
+            error.__cause__ = trace
+            return _with_origin(_said_of(error, end, function), error, notes)
         return _with_origin(error, trace, notes)
     except Exception as refusal:  # its class does not let attributes be set
         said = f"{end.get('message', '')}\n(it cannot be told as it is: {_said(refusal)})"
@@ -151,10 +155,18 @@ def _users_own(
         return _with_origin(stand_in, trace, notes)
 
 
-def _with_origin(
-    error: BaseException, trace: RemoteTraceback, notes: Sequence[str]
-) -> BaseException:
-    error.__cause__ = trace
+def _said_of(error: BaseException, end: Mapping[str, Any], function: str) -> RemoteError:
+    """Stand in for what is an order to an interpreter: it was meant for that of the job.
+
+    Raised here, ``SystemExit(0)`` would end this process as if all had gone well, and
+    ``KeyboardInterrupt`` would pass for one of the user's.
+    """
+    message = f"{function or 'a task'} raised {end.get('message') or type(error).__name__}"
+    return RemoteError(message, str(end.get("exception_type", "")))
+
+
+def _with_origin(error: BaseException, cause: BaseException, notes: Sequence[str]) -> BaseException:
+    error.__cause__ = cause
     for note in notes:
         error.add_note(note)
     return error

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from dask_batch.backends.within.place import is_over, this_place
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.owner import Owner
 from dask_batch.errors import ConfigurationError
@@ -68,7 +69,8 @@ class PrivateCache:
         base = Path(tempfile.gettempdir()) if place is None else place
         _sweep(base)
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        (folder / _OWNER).write_text(json.dumps(dataclasses.asdict(Owner.current())))
+        owner = {**dataclasses.asdict(Owner.current()), "place": this_place()}
+        (folder / _OWNER).write_text(json.dumps(owner))
         self.path = folder / "cache"
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         # A forked child leaves it alone.
@@ -97,13 +99,25 @@ def _remove(folder: Path, pid: int) -> None:
 
 
 def _sweep(base: Path) -> None:
-    """Remove what clients of this user have left that were killed on this machine."""
+    """Remove what clients of this user have left that are known to have ended."""
     for folder in base.glob(f"{_PREFIX}*"):
         try:
             if folder.stat().st_uid != os.getuid():
                 continue
-            owner = Owner(**json.loads((folder / _OWNER).read_text()))
-            if owner.alive() is False:
+            record = json.loads((folder / _OWNER).read_text())
+            place = str(record.pop("place", ""))
+            if _has_ended(Owner(**record), place):
                 shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, ValueError, TypeError):  # it is being made, or removed, just now
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ):  # it is being made, or removed, just now
             continue
+
+
+def _has_ended(owner: Owner, place: str) -> bool:
+    """Whether a client is known to have ended: by its machine, or with the job that it was in."""
+    alive = owner.alive()
+    return alive is False or (alive is None and bool(is_over(place)))

@@ -135,7 +135,7 @@ class CleanReport:
     removed : mapping
         How many files of each kind were removed: ``temporary``, ``results``, ``arguments``,
         ``claims``, ``attempts``, ``definitions``, ``logs``, ``runs``, ``names``, ``damaged``,
-        ``retired``, ``checkpoints``, ``workers``.
+        ``retired``, ``checkpoints``, ``ranks``, ``workers``, ``environments``.
     freed_bytes : int
         Their size.
     kept_runs : mapping
@@ -169,10 +169,11 @@ def clean(
     """Remove from a cache what nobody needs any more, beside clients and jobs at work.
 
     Always removed are the temporary files of writers that have died, checkpoints of tasks that have
-    a result, and, once they are older than ``keep``: claims, attempts, definitions and logs of runs
-    that are over, large arguments that no unfinished run refers to, names without a result, what
-    the long-lived workers of clients that are gone have left, and what has been set aside as
-    damaged or retired. Results are removed by choice alone.
+    a result, environments that were written for jobs of runs that are over, and, once they are
+    older than ``keep``: claims, attempts, definitions and logs of runs that are over, large
+    arguments that no unfinished run refers to, names without a result, what the long-lived workers
+    of clients that are gone have left, and what has been set aside as damaged or retired. Results
+    are removed by choice alone.
 
     Parameters
     ----------

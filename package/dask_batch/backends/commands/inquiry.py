@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.backends.commands.asking import Asking, is_temporary
-from dask_batch.backends.commands.system import System, name_at
+from dask_batch.backends.commands.system import Listing, System, name_at
 from dask_batch.errors import BackendUnavailableError, CommandError
 
 __all__ = ["Inquiry"]
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
 """Between two questions to the books about the same job, doubling each time."""
+_SILENCE_S = 600.0
+"""Books that have given no answer for so long count as having nothing to say."""
 
 
 @dataclass(slots=True)
@@ -36,6 +38,8 @@ class _Gone:
     pause_s: float = FIRST_PAUSE_S
     end: JobStatus | None = None
     """What the books say of its end."""
+    unheard: bool = False
+    """The books gave no answer when they were asked about it last."""
 
 
 class Inquiry:
@@ -132,17 +136,17 @@ class Inquiry:
         size = self._system.past_at_a_time
         for start in range(0, len(due), size):
             chunk = due[start : start + size]
-            answer = self._books(past.argv(chunk))
-            known = past.read(answer or "")
+            known = self._books(past, past.argv(chunk))
             for job_id in chunk:
-                status = known.get(job_id)
+                self._gone[job_id].unheard = known is None
+                status = (known or {}).get(job_id)
                 if status is not None and status.state.ended:
                     self._gone[job_id].end = status
 
-    def _books(self, argv: Sequence[str]) -> str | None:
+    def _books(self, past: Listing, argv: Sequence[str]) -> dict[str, JobStatus] | None:
         """Ask the books; None where there is no answer, or there are none."""
         try:
-            return self._asking.ask(argv)
+            return self._read(past, argv)
         except BackendUnavailableError:
             self._bookless = True
             logger.info("%s keeps no books here: %s is missing", self._system.title, argv[0])
@@ -150,12 +154,21 @@ class Inquiry:
             logger.info("%s gives no answer for now: %s", argv[0], error)
         return None
 
+    def _read(self, listing: Listing, argv: Sequence[str]) -> dict[str, JobStatus]:
+        """Ask; an answer that cannot be read is none."""
+        said = self._asking.ask(argv)
+        try:
+            return listing.read(said)
+        except ValueError as error:
+            raise CommandError(tuple(argv), 0, "", f"unreadable: {error}") from error
+
     def _end(self, job_id: str, listed: JobStatus | None) -> JobStatus | None:
         """Return what is to be said of a job of which the listing said this, or nothing."""
         gone = self._gone[job_id]
         if gone.end is not None:
             return gone.end
-        late = self._clock() - gone.since >= self._system.forgets_after_s
+        grace_s = max(self._system.forgets_after_s, _SILENCE_S if gone.unheard else 0.0)
+        late = self._clock() - gone.since >= grace_s
         if listed is not None:
             return listed if late or self._bookless else None
         if not late and not self._bookless:
@@ -178,8 +191,8 @@ class Inquiry:
         ask = self._system.past_by_name
         missing = sorted(set(names) - found.keys())
         if missing and ask is not None and self._system.past is not None and not self._bookless:
-            said = self._asking.ask(ask([name_at(name) for name in missing]))
-            past = _latest(self._system.past.read(said).values())
+            argv = ask([name_at(name) for name in missing])
+            past = _latest(self._read(self._system.past, argv).values())
             found.update({name: past[name].job_id for name in missing if name in past})
         return found
 

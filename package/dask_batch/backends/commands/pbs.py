@@ -92,7 +92,7 @@ PBS: Final = System(
     cancel=lambda ids: ["qdel", *ids],
     repoint=repoint,
     words=WORDS,
-    reserved=re.compile(r"\s-[JIz](\s|\d|$)|\bblock="),
+    reserved=re.compile(r"\s-[JIz](\s|\d|$)|(\b|-W)block\s*="),
     bad_in_paths=":,",
 )
 """Ended jobs are known for as long as the server keeps them (``job_history_enable``)."""

@@ -29,7 +29,7 @@ TORQUE: Final = dataclasses.replace(
     template="torque.sh.j2",
     options={**pbs.options, "qos": lambda value: ["-l", f"qos={value}"]},
     listings=(Listing(_xml, read_xml), Listing(_text, read_text)),
-    reserved=re.compile(r"\s-[tIz](\s|\d|$)|\bblock="),
+    reserved=re.compile(r"\s-[tIz](\s|\d|$)|(\b|-W)block\s*="),
     selection=lambda user: ["qselect", "-u", user],
 )
 """Ended jobs are known for as long as the server is told to keep them (``keep_completed``)."""

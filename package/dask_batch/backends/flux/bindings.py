@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 import logging
 import os
 import shutil
@@ -90,6 +91,34 @@ def _answered(sent: Any) -> Any:
     return sent.wait_for(_ANSWER_S)
 
 
+def _in_time(connect: Callable[[], Any]) -> None:
+    """Try a connection: a broker that is stopped takes it, and never says a word.
+
+    Flux waits for that word without an end, so that somebody else has to; and as a handle is its
+    thread's own, this connection is let go of again.
+
+    Raises
+    ------
+    OSError
+        There is no word (``ETIMEDOUT``), or none can be had.
+    """
+    failures: list[OSError] = []
+
+    def run() -> None:
+        try:
+            connect()
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="flux-connecting", daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    if thread.is_alive():
+        raise OSError(errno.ETIMEDOUT, f"no word from its broker in {_ANSWER_S:g} s")
+    if failures:
+        raise failures[0]
+
+
 class Bindings:
     """A real Flux instance.
 
@@ -111,9 +140,10 @@ class Bindings:
         with self._handle() as handle:
             # From whichever of its brokers: the first one is the same for all.
             first = {"nodeid": 0, "topic": "attr.get"}
-            socket = handle.rpc(payload={"name": "local-uri"}, **first).get()["value"]
-            hosts = handle.rpc(payload={"name": "hostlist"}, **first).get()["value"]
-            self.owned = int(handle.attr_get("security.owner")) == os.getuid()
+            names = ("local-uri", "hostlist", "security.owner")
+            sent = [handle.rpc(payload={"name": name}, **first) for name in names]
+            socket, hosts, owner = (_answered(each).get()["value"] for each in sent)
+            self.owned = int(owner) == os.getuid()
         host = next(iter(self._flux.hostlist.decode(hosts)))
         self.place = f"{host}{urlsplit(socket).path}"
         self.command = shutil.which("flux") or "flux"
@@ -130,13 +160,17 @@ class Bindings:
         known = getattr(self._local, "handle", None)
         if known is None or self._local.pid != os.getpid():
             try:
-                known = self._flux.Flux(self._uri) if self._uri else self._flux.Flux()
+                _in_time(self._connect)
+                known = self._connect()
             except OSError as error:
                 raise BackendUnavailableError(
                     f"there is no Flux instance here: {error}. {_START}"
                 ) from error
             self._local.handle, self._local.pid = known, os.getpid()
         return known
+
+    def _connect(self) -> Any:
+        return self._flux.Flux(self._uri) if self._uri else self._flux.Flux()
 
     def close(self) -> None:
         """Let go of this thread's handle."""
@@ -226,12 +260,13 @@ class Bindings:
         """Look into the job's own jobspec."""
         with self._handle() as handle:
             try:
-                found = self._flux.job.job_kvs_lookup(handle, self._id(job_id), keys=["jobspec"])
+                asked = {"id": int(self._id(job_id)), "keys": ["jobspec"], "flags": 0}
+                found = _answered(handle.rpc("job-info.lookup", asked)).get()["jobspec"]
             except OSError as error:
                 if error.errno not in (*_NOT_THERE, errno.EPERM):
                     raise
                 return {}
-        attributes = ((found or {}).get("jobspec") or {}).get("attributes") or {}
+        attributes = json.loads(found).get("attributes") or {}
         return dict((attributes.get("user") or {}).get(NOTE) or {})
 
     def machine(self) -> Machine:
@@ -255,7 +290,9 @@ class Bindings:
         """Read the journal, from now on, in the calling thread."""
         with self._handle() as handle:
             journal = self._flux.job.JournalConsumer(handle, full=False).start()
-            handle.rpc("job-manager.stats-get").get()  # answered after the journal has begun
+            _answered(
+                handle.rpc("job-manager.stats-get")
+            ).get()  # answered after the journal has begun
             yield None
             while not stopped():
                 try:

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import stat
+import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -62,17 +63,68 @@ def find_instance(place: str, connect: Callable[[str | None], Instance]) -> Inst
 
 
 def _has_ended(path: Path) -> bool:
-    """Whether nobody listens at a socket of this machine any more."""
+    """Whether nobody listens at a socket of this machine any more.
+
+    Raises
+    ------
+    BackendUnavailableError
+        Somebody listens there of whom it is not certain that it is a broker to be trusted.
+    """
     try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
+        trusted = _trusted(path.parent)
+        found = path.lstat()
+        if found.st_uid not in trusted or stat.S_ISLNK(found.st_mode):
+            raise _untrusted(path, f"the socket is a link, or of user {found.st_uid}")
+        if not stat.S_ISSOCK(found.st_mode):
             return True
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
             asking.connect(str(path))
+            listener = _listener(asking)
     except (FileNotFoundError, ConnectionRefusedError):
         return True
     except OSError as error:
         raise BackendUnavailableError(f"the Flux instance at {path}: {error}") from error
+    if listener is not None and listener not in trusted:
+        raise _untrusted(path, f"user {listener} listens there")
     return False
+
+
+def _trusted(folder: Path) -> set[int]:
+    """Return the users whose sockets in a folder may be a broker's: ours, root, and Flux's own.
+
+    After an instance has ended, its path is for whoever comes first, if it was in ``/tmp``. A
+    folder above which root alone can write was given to its owner by root.
+    """
+    found = folder.lstat()
+    trusted = {os.getuid(), 0}
+    if all(_is_roots(parent) for parent in folder.parents):
+        trusted.add(found.st_uid)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in trusted:
+        raise _untrusted(folder, f"it is a link, or of user {found.st_uid}")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _untrusted(folder, "others may write in it")
+    return trusted
+
+
+def _is_roots(folder: Path) -> bool:
+    found = folder.lstat()
+    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not writable
+
+
+def _listener(asking: socket.socket) -> int | None:
+    """Return the user at the other end, where the kernel tells it."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", told)[1])
+
+
+def _untrusted(path: Path, why: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"the Flux instance at {path} is not asked: {why}. If it is yours, set FLUX_URI to it; if "
+        "yours has ended, somebody else has taken its place"
+    )
 
 
 class Ended:

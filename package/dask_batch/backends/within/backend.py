@@ -180,6 +180,9 @@ class WithinBackend:
             raise SubmissionError(
                 1, [self.name], "this process is a fork of the one in which the queue lives"
             )
+        if self._keeper.failure is not None:
+            why = f"the queue in this process has failed: {self._keeper.failure!r}"
+            raise SubmissionError(1, [self.name], why)
         self._keeper.ensure()
 
     def _refusal(self, refused: RefusedError) -> SubmissionError:

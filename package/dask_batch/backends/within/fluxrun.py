@@ -32,6 +32,7 @@ NAME: Final = "flux-step"
 _GUARD: Final = str(Path(__file__).with_name("fluxguard.py"))
 _TIMEOUT_S: Final = 60.0
 _MESSAGE_BYTES: Final = 4000
+_TEMPLATE_MARK: Final = "{{"
 _MEANINGLESS: Final = {
     "memory_max": "limit of memory (Flux sets none)",
     "exclusive": "whole nodes to itself",
@@ -125,6 +126,7 @@ class FluxRunLauncher:
             It names the job, the resource and the remedy.
         """
         commands.refuse(job, _MEANINGLESS, "a job inside an instance of Flux")
+        _refuse_marks(job)
         share, there = share_of(job), self.instance
         for what, asked, given in (
             ("cores", share.cpus, there.cores),
@@ -184,6 +186,26 @@ class FluxRunLauncher:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _refuse_marks(job: Job) -> None:
+    """Refuse what Flux would replace: what stands between braces in commands and paths of logs.
+
+    The leader of ranks is no job of Flux, and keeps its braces.
+    """
+    if int(job.resources.get("cores") or 1) > 1:
+        return
+    python, prologue = (job.resources.get(name) for name in ("python", "job_script_prologue"))
+    for what, text, remedy in (
+        ("the cache directory", f"{job.definition} {job.log_directory}", "choose another one"),
+        ("resource 'python'", python, "choose another interpreter"),
+        ("resource 'job_script_prologue'", prologue, "put these lines into a file, and source it"),
+    ):
+        if _TEMPLATE_MARK in str(text or ""):
+            raise ResourceError(
+                f"job {job.name}: {what}: Flux would replace what is between {_TEMPLATE_MARK!r} "
+                f"and '}}}}' in {str(text)!r}; {remedy}"
+            )
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dask_batch.backends.base import Job, JobState
@@ -62,6 +62,8 @@ class Keeper:
     ----------
     lock
         Held by whoever looks at the queue or changes it; notified after changes.
+    failure
+        What the thread has failed with: nothing will be started any more.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Keeper:
         self._job_id = job_id
         self._bound = bound
         self._told = told
+        self.failure: BaseException | None = None
+        self._over = Outcome(JobState.CANCELLED, reason="its client has closed the queue")
         self._running: dict[int, _Running] = {}
         self._to_end: dict[int, Outcome] = {}
         self._news = False
@@ -127,8 +131,11 @@ class Keeper:
             logger.exception("the queue in this process failed; its jobs are ended")
             self._fail(error)
         finally:
-            self._end_all()
-            self._launcher.close()
+            try:
+                self._end_all()
+                self._launcher.close()
+            finally:
+                self._let_go()
 
     def _await(self) -> bool:
         """Wait until there is something to do; False at the end."""
@@ -215,7 +222,6 @@ class Keeper:
 
     def _end_all(self) -> None:
         """End what runs, and wait for that, but not for ever."""
-        over = Outcome(JobState.CANCELLED, reason="its client has closed the queue")
         until = time.monotonic() + _LAST_S
         while self._running:
             now = time.monotonic()
@@ -223,7 +229,7 @@ class Keeper:
                 logger.warning("%d job(s) do not end", len(self._running))
                 return
             for number in list(self._running):
-                self._order(number, over, now)
+                self._order(number, self._over, now)
             self._keep_limits(now)
             ended = {n: how for n, run in self._running.items() if (how := run.started.ended())}
             with self.lock:
@@ -233,12 +239,23 @@ class Keeper:
                     self.lock.wait(0.1)
                 self._news = False
 
+    def _let_go(self) -> None:
+        """Call over what has not ended in time: nobody will look after it again."""
+        said = f"{self._over.reason}, and it was not seen to end"
+        with self.lock:
+            self._running.clear()
+            for job in list(self._queue.jobs):
+                if job.state is JobState.RUNNING:
+                    self._queue.end(job.number, replace(self._over, reason=said))
+        self._told()
+
     def _fail(self, error: BaseException) -> None:
         """Let nobody wait for what will never start."""
+        self._over = Outcome(JobState.FAILED, reason=f"its queue has failed: {error!r}")
         with self.lock:
             self._closing = True
+            self.failure = error
             for job in list(self._queue.jobs):
                 if not job.state.ended and job.state is not JobState.RUNNING:
-                    how = Outcome(JobState.FAILED, reason=f"its queue has failed: {error!r}")
-                    self._queue.end_unstarted(job.number, how)
+                    self._queue.end_unstarted(job.number, self._over)
         self._told()
