@@ -145,7 +145,7 @@ def _users_own(
     trace = RemoteTraceback(str(end.get("traceback", "")))
     error = _unpickled(end)
     try:
-        if not isinstance(error, Exception):
+        if _is_an_order(error):
             error.__cause__ = trace
             return _with_origin(_said_of(error, end, function), error, notes)
         return _with_origin(error, trace, notes)
@@ -153,6 +153,13 @@ def _users_own(
         said = f"{end.get('message', '')}\n(it cannot be told as it is: {_said(refusal)})"
         stand_in = RemoteError(said, str(end.get("exception_type", "")))
         return _with_origin(stand_in, trace, notes)
+
+
+def _is_an_order(error: BaseException) -> bool:
+    """Whether an interpreter, or an event loop, obeys it when it meets it."""
+    own = isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit))
+    cancelled = type(error).__module__ == "asyncio.exceptions" and not isinstance(error, Exception)
+    return own or cancelled
 
 
 def _said_of(error: BaseException, end: Mapping[str, Any], function: str) -> RemoteError:

@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 _AFTER_S = 90.0
 """A job leaves right after it has published; what a template does after it has this long."""
 _NEVER_S = 15.0
-"""What will never be started needs no patience, but for a batch system that is just recovering."""
-_GATHER_S = 30.0
+"""What is not running, or never will be, needs no patience, but for a batch system that is just
+recovering: nothing is lost with it, its result is there."""
+_GATHER_S = 15.0
 """How often it is looked for what may be in the way ..."""
 _RARELY_S = 300.0
 """... and how often, at least, where nothing is found."""
@@ -46,8 +47,8 @@ _AT_ONCE = 500
 _QUEUED = frozenset({JobState.HELD, JobState.WAITING})
 _STUCK = {
     JobState.RUNNING: _AFTER_S,
-    JobState.WAITING: _AFTER_S,
-    JobState.HELD: _AFTER_S,
+    JobState.WAITING: _NEVER_S,
+    JobState.HELD: _NEVER_S,
     JobState.LOST: _NEVER_S,
     JobState.DEPENDENCY_FAILED: _NEVER_S,
 }

@@ -150,11 +150,13 @@ def _for_tasks(options: Options) -> Options:
     """Return the options of tasks on workers.
 
     They have what their worker has, however often they are repeated. What an ``init_function`` has
-    left in a worker cannot be seen in a key: so results are not reused, unless somebody says that
-    they may be.
+    left in a worker cannot be seen in a key, nor can what MPI holds of an earlier task's messages:
+    so results are not reused, unless somebody says that they may be.
     """
     asked = {n: v for n, v in options.resource_dict.items() if n not in _OF_THE_WORKER}
-    kept = {} if options.init_function is None else {"cache": False}
+    ranks = max(int(asked.get(name) or 1) for name in ("cores", "ranks"))
+    stateful = options.init_function is not None or ranks > 1
+    kept = {"cache": False} if stateful else {}
     return dataclasses.replace(
         options,
         resource_dict={**kept, **asked},
