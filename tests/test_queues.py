@@ -171,7 +171,7 @@ def test_the_directory_may_stand_in_the_configuration_of_dask(folder: Path, capl
 
 
 def test_a_queue_without_a_configuration_is_an_unknown_resource():
-    with pytest.raises(ResourceError, match=r"unknown resource 'queue'\. Did you mean 'partition'"):
+    with pytest.raises(ResourceError, match=r"'queue'\. Did you mean 'partition'\?.*pysqa_config"):
         for_dask_task({"queue": "a"})
 
 

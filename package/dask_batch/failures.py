@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,26 @@ def failure_of(
         as ``__cause__``; a :class:`~dask_batch.errors.RemoteError` that stands in for it where it
         cannot be unpickled; else a leaf of :class:`~dask_batch.errors.TaskError`.
     """
+    error = _failure(
+        verdict, key=key, function=function, job_id=job_id, state=state, log=log, end=end, cut=cut
+    )
+    if end is not None and end.get("error_log"):
+        with contextlib.suppress(Exception):  # its class may not let a note be added
+            error.add_note(str(end["error_log"]))
+    return error
+
+
+def _failure(
+    verdict: Verdict,
+    *,
+    key: str,
+    function: str,
+    job_id: str | None,
+    state: str,
+    log: Path | None,
+    end: Mapping[str, Any] | None,
+    cut: Mapping[str, Any] | None,
+) -> BaseException:
     if verdict.outcome is Outcome.EXCEPTION and end is not None:
         return _users_own(end, key=key, function=function, job_id=job_id, log=log)
     error = _ERRORS[verdict.outcome](
@@ -127,7 +148,8 @@ def _where_it_stood(verdict: Verdict, cut: Mapping[str, Any] | None) -> str:
     if verdict.outcome not in _CUT_SHORT or not frames:
         return ""
     left = (cut or {}).get("left_s")
-    when = f", {left:.0f} s before its limit," if isinstance(left, (int, float)) else ""
+    soon = isinstance(left, (int, float)) and left >= 1
+    when = f", {left:.0f} s before its limit," if soon else ""
     return f"; when it was warned{when} it stood at {frames[-1]}"
 
 
