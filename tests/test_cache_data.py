@@ -115,6 +115,14 @@ def test_tasks_of_graphs_have_no_arguments_of_their_own(
     assert entry["name"]
 
 
+def test_a_folder_of_others_is_refused_with_what_to_name(tmp_path: Path) -> None:
+    (tmp_path / "sum_o.h5").touch()
+    for look in (get_cache_data, get_cache_data_queue, terminate_tasks_in_cache):
+        with pytest.raises(MissingEntryError, match=r"not a dask-batch.*executorlib") as caught:
+            look(tmp_path)
+        assert "cache_directory" in str(caught.value)
+
+
 def test_arguments_go_with_the_definitions(cache: Path) -> None:
     with SingleNodeExecutor(cache_directory=cache) as exe:
         assert exe.submit(add, 1, 2).result(60) == 3

@@ -148,8 +148,9 @@ def _where_it_stood(verdict: Verdict, cut: Mapping[str, Any] | None) -> str:
     if verdict.outcome not in _CUT_SHORT or not frames:
         return ""
     left = (cut or {}).get("left_s")
-    soon = isinstance(left, (int, float)) and left >= 1
-    when = f", {left:.0f} s before its limit," if soon else ""
+    when = ""
+    if isinstance(left, (int, float)):
+        when = f", {left:.0f} s before its limit," if left >= 1 else ", at its limit,"
     return f"; when it was warned{when} it stood at {frames[-1]}"
 
 
