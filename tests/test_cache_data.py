@@ -360,6 +360,23 @@ def test_tasks_on_workers_are_terminated(cache: Path, end: Any) -> None:
         assert exe.submit(gated, folder, "running").result(60) == "running"
 
 
+def test_tasks_on_workers_are_terminated_from_another_process(cache: Path) -> None:
+    folder = cache.parent
+    with SingleNodeExecutor(1, cache_directory=cache, block_allocation=True) as exe:
+        running = exe.submit(gated, folder, "running")
+        waiting = exe.submit(noted, folder, "waiting", running)
+        poll(running.running, 60, "the start")
+        script = "import sys, dask_batch; print(dask_batch.cancel(sys.argv[1]))"
+        argv = [sys.executable, "-c", script, str(cache)]
+        told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert told == "2\n"
+        assert isinstance(running.exception(60), CancelledTaskError)
+        assert waiting.exception(60) is not None
+        # The one worker is free for something else, although the gate is shut.
+        assert exe.submit(add, 1, 2).result(30) == 3
+        assert traces(folder) == {"running": 1}
+
+
 def test_what_was_waited_for_has_died_with_its_client(cache: Path) -> None:
     folder = cache.parent
     script = (
