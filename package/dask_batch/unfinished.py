@@ -28,10 +28,11 @@ def open_entries(look: Overview, calls: Calls, results: frozenset[str]) -> Itera
     """
     history = History(look.cache, look.claims)
     for run in look.runs():
-        if sight_of(run) is Sight.GONE:
-            continue  # its jobs have ended with it
+        keys = [key for _, key in run.jobs if key not in results]
+        if not keys or sight_of(run) is Sight.GONE:
+            continue  # it is complete, or its jobs have ended with their client
         ids = look.claims.log(run.id).ids
-        for claim in _open_claims(look, run, [k for _, k in run.jobs if k not in results]):
+        for claim in _open_claims(look, run, keys):
             yield unfinished_entry(history, calls, claim, ids.get(claim.job_name))
 
 
