@@ -112,6 +112,15 @@ def test_a_request_that_cannot_be_met(resources: Any, message: str, cache: Path)
     assert nothing_was_submitted(cache)
 
 
+def test_a_refusal_names_the_function_and_no_job_that_does_not_exist(cache: Path) -> None:
+    with SingleNodeExecutor(cache_directory=cache) as exe:
+        for asked in ({"threads_per_core": 4096}, {"cwd": "/nowhere/at/all"}):
+            with pytest.raises(ResourceError, match=r"^job add: ") as caught:
+                exe.submit(add, 1, 1, resource_dict=asked)
+            assert "RUN" not in str(caught.value)
+    assert nothing_was_submitted(cache)
+
+
 @pytest.mark.slurm
 def test_a_batch_system_is_spared_more_than_a_thousand_jobs(cache: Path) -> None:
     lazy = [dask.delayed(add)(i, 1) for i in range(700)]

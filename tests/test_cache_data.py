@@ -17,16 +17,24 @@ from bodies import add, fail, gated, noted, open_gate, traces
 from clients import poll
 from dask_batch import (
     SingleNodeExecutor,
+    cancel,
     clean,
     get_cache_data,
     get_cache_data_queue,
     get_future_from_cache,
     get_item_from_future,
+    status,
     terminate_task_in_cache,
     terminate_tasks_in_cache,
 )
 from dask_batch.cached import CacheEntry, Unfinished
-from dask_batch.errors import CancelledTaskError, ConfigurationError, MissingEntryError
+from dask_batch.compat.families import asked_family, belongs
+from dask_batch.errors import (
+    CancelledTaskError,
+    ConfigurationError,
+    MissingEntryError,
+    TaskError,
+)
 
 
 @pytest.fixture
@@ -107,6 +115,14 @@ def test_tasks_of_graphs_have_no_arguments_of_their_own(
     assert entry["name"]
 
 
+def test_a_folder_of_others_is_refused_with_what_to_name(tmp_path: Path) -> None:
+    (tmp_path / "sum_o.h5").touch()
+    for look in (get_cache_data, get_cache_data_queue, terminate_tasks_in_cache):
+        with pytest.raises(MissingEntryError, match=r"not a dask-batch.*executorlib") as caught:
+            look(tmp_path)
+        assert "cache_directory" in str(caught.value)
+
+
 def test_arguments_go_with_the_definitions(cache: Path) -> None:
     with SingleNodeExecutor(cache_directory=cache) as exe:
         assert exe.submit(add, 1, 2).result(60) == 3
@@ -152,11 +168,18 @@ def test_every_task_is_listed_with_its_status(exe: SingleNodeExecutor, cache: Pa
     assert table["gated"]["queue_id"] == running.job_id
     assert table["noted"]["args"][2] == [Unfinished(running.key), Unfinished(running.key, (0,))]
     assert not Path(table["noted"]["filename"]).exists()
-    assert len(get_cache_data(cache)) == 1
+    under_way = by_function(get_cache_data(cache))
+    assert under_way.keys() == {"add", "gated", "noted"}
+    assert under_way["gated"]["queue_id"] == running.job_id
+    assert under_way["noted"]["args"] == table["noted"]["args"]
+    for name in ("gated", "noted"):
+        assert not {"output", "runtime", "host", "error", "status"} & set(under_way[name])
     only = get_cache_data_queue(str(cache), queue_type="slurm")
     assert {entry["function"] for entry in only} == {"add"}
     open_gate(folder)
     assert waiting.result(60)
+    assert all("output" in entry for entry in get_cache_data(cache))
+    assert len(get_cache_data(cache)) == 3
     assert {entry["status"] for entry in get_cache_data_queue(cache)} == {"finished", "aborted"}
 
 
@@ -267,3 +290,147 @@ def test_what_was_cleaned_away_is_not_found(cache: Path) -> None:
     clean(cache, keep=0, keys=named.key)
     with pytest.raises(FileNotFoundError):
         get_future_from_cache(cache, named.key)
+
+
+# ---- jobs that live with their client ----------------------------------------------------------
+
+
+STAGES = """
+import sys
+from dask_batch import get_cache_data, get_cache_data_queue, status
+for entry in get_cache_data_queue(sys.argv[1]):
+    print(entry["function"], entry["status"], flush=True)
+(run,) = [run for run in status(sys.argv[1]) if run.running]
+print(len(get_cache_data(sys.argv[1])), run.running, run.waiting, run.unknown, flush=True)
+"""
+RECALL = """
+import sys
+from dask_batch import get_future_from_cache
+future = get_future_from_cache(sys.argv[1], sys.argv[2])
+print(future.done(), flush=True)
+print(repr(future.exception(60) or future.result()), flush=True)
+"""
+
+
+def test_tasks_on_workers_are_told_of_in_their_own_process_and_in_others(cache: Path) -> None:
+    folder = cache.parent
+    with SingleNodeExecutor(1, cache_directory=cache, block_allocation=True) as exe:
+        running = exe.submit(gated, folder, "running")
+        waiting = exe.submit(noted, folder, "waiting", running)
+        poll(running.running, 60, "the start")
+        (one,) = [run for run in status(cache) if run.running]
+        assert (one.backend, one.unknown) == ("workers", 0)
+        table = by_function(get_cache_data_queue(cache))
+        assert {name: table[name]["status"] for name in table} == {
+            "gated": "running",
+            "noted": "pending",
+        }
+        assert get_cache_data_queue(cache, queue_type="local") == []
+        assert len(get_cache_data_queue(cache, queue_type="workers")) == 2
+        argv = [sys.executable, "-c", STAGES, str(cache)]
+        seen = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert {"gated running", "noted pending"} < set(seen.splitlines())
+        assert seen.splitlines()[-1].endswith(" 0")
+        mine = get_future_from_cache(cache, waiting.key)
+        assert not mine.done()
+        argv = [sys.executable, "-c", RECALL, str(cache), waiting.key]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "False\n"
+            open_gate(folder)
+            assert client.stdout.read() == "'running'\n"
+        assert mine.result(60) == "running"
+        assert (mine.job_id, mine.stderr()) == (waiting.job_id, waiting.stderr())
+        assert traces(folder)["waiting"] == 1
+
+
+@pytest.mark.parametrize("end", [terminate_tasks_in_cache, cancel])
+def test_tasks_on_workers_are_terminated(cache: Path, end: Any) -> None:
+    folder = cache.parent
+    with SingleNodeExecutor(1, cache_directory=cache, block_allocation=True) as exe:
+        running = exe.submit(gated, folder, "running")
+        poll(running.running, 60, "the start")
+        awaited = get_future_from_cache(cache, running.key)
+        terminate_tasks_in_cache(cache, backend="local")  # these are on workers
+        assert not running.done()
+        end(cache)
+        assert isinstance(running.exception(60), CancelledTaskError)
+        assert isinstance(awaited.exception(60), CancelledTaskError)
+        open_gate(folder)
+        assert exe.submit(gated, folder, "running").result(60) == "running"
+
+
+def test_tasks_on_workers_are_terminated_from_another_process(cache: Path) -> None:
+    folder = cache.parent
+    with SingleNodeExecutor(1, cache_directory=cache, block_allocation=True) as exe:
+        running = exe.submit(gated, folder, "running")
+        waiting = exe.submit(noted, folder, "waiting", running)
+        poll(running.running, 60, "the start")
+        script = "import sys, dask_batch; print(dask_batch.cancel(sys.argv[1]))"
+        argv = [sys.executable, "-c", script, str(cache)]
+        told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert told == "2\n"
+        assert isinstance(running.exception(60), CancelledTaskError)
+        assert waiting.exception(60) is not None
+        # The one worker is free for something else, although the gate is shut.
+        assert exe.submit(add, 1, 2).result(30) == 3
+        assert traces(folder) == {"running": 1}
+
+
+def test_what_was_waited_for_has_died_with_its_client(cache: Path) -> None:
+    folder = cache.parent
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from bodies import gated\n"
+        "from dask_batch import SingleNodeExecutor\n"
+        "exe = SingleNodeExecutor(1, cache_directory=sys.argv[2], block_allocation=True)\n"
+        "print(exe.submit(gated, Path(sys.argv[3]), 'x').key, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    argv = [sys.executable, "-c", script, str(Path(__file__).parent), str(cache), str(folder)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        key = client.stdout.readline().strip()
+        poll(lambda: traces(folder)["x"], 60, "the start")
+        future = get_future_from_cache(cache, key)
+        assert not future.done()
+        client.kill()
+    assert isinstance(future.exception(60), TaskError)
+    assert {run.running for run in status(cache)} == {0}
+    assert get_cache_data(cache) == []
+
+
+# ---- batch systems by name ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "asked", "meant"),
+    [
+        ("flux@host/run/flux/local", "flux", True),
+        ("flux@host/run/flux/local", "FLUX", True),
+        ("flux@Host/Run", "Flux@Host/Run", True),
+        ("flux@host/a", "flux@host/b", False),
+        ("slurm", "SLURM", True),
+        ("slurm-step", "SLURM", False),
+        ("slurm-step", "slurm-step", True),
+        ("flux-step", "flux", False),
+        ("workers", "local", False),
+        ("workers", "workers", True),
+    ],
+)
+def test_jobs_are_chosen_by_the_family_of_their_batch_system(
+    cache: Path, backend: str, asked: str, meant: bool
+) -> None:
+    assert belongs(backend, asked_family(asked)) is meant
+
+
+def test_names_may_be_in_large_letters(exe: SingleNodeExecutor, cache: Path) -> None:
+    running = exe.submit(gated, cache.parent, "one", resource_dict={"cache_key": "one"})
+    poll(running.running, 60, "the start")
+    assert len(get_cache_data_queue(cache, queue_type="LOCAL")) == 1
+    assert get_cache_data_queue(cache, queue_type="SLURM") == []
+    terminate_tasks_in_cache(cache, backend="SLURM")
+    assert not running.done()
+    terminate_tasks_in_cache(cache, backend="LOCAL")
+    assert isinstance(running.exception(60), CancelledTaskError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import os
 import queue
 import subprocess
 import sys
@@ -316,6 +317,54 @@ def test_errors_are_appended_to_a_file(cache: Path, tmp_path: Path) -> None:
     text = log.read_text()
     assert text.count("function: fail") == 2
     assert text.index("LookupError: the first") < text.index("LookupError: the second")
+    assert "args: ['the first']\nkwargs: {}\n" in text
+
+
+class Mute:
+    """Has no words, in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __repr__(self) -> str:
+        if self.how == "leaves":
+            raise SystemExit(3)
+        if self.how == "is long":
+            return "x" * 10**6
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("how", ["leaves", "fails", "is long"])
+def test_arguments_without_words_do_not_hide_the_error(
+    cache: Path, tmp_path: Path, how: str
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise LookupError("the error")
+
+    log = tmp_path / "error.out"
+    with SingleNodeExecutor(cache_directory=cache, resource_dict={"error_log_file": log}) as exe:
+        array = np.zeros(10**6)
+        error = exe.submit(refuse, Mute(how), array, text="y" * 10**6).exception(60)
+        assert isinstance(error, LookupError)
+    text = log.read_text()
+    assert "args: " in text
+    assert "LookupError: the error" in text
+    assert len(text) < 10_000
+
+
+def test_a_missing_directory_of_the_error_log_is_told(cache: Path, tmp_path: Path) -> None:
+    def leave(code: int) -> None:
+        os._exit(code)
+
+    log = tmp_path / "nowhere" / "error.out"
+    with SingleNodeExecutor(cache_directory=cache, resource_dict={"error_log_file": log}) as exe:
+        error = exe.submit(fail, "because").exception(60)
+        gone = exe.submit(leave, 3).exception(60)
+    assert isinstance(error, LookupError)
+    for told in (error, gone):
+        assert told is not None
+        (note,) = [note for note in told.__notes__ if "error_log_file" in note]
+        assert f"there is no directory {log.parent}" in note
 
 
 def test_the_working_directory(cache: Path, tmp_path: Path) -> None:

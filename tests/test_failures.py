@@ -171,6 +171,18 @@ def test_what_went_wrong_around_the_function_has_its_frames_too() -> None:
     assert "frames of ours" in str(error.__cause__)
 
 
+@pytest.mark.parametrize(
+    ("left_s", "said"),
+    [(12.3, ", 12 s before its limit, it"), (0.2, ", at its limit, it"), (None, "warned it")],
+)
+def test_where_it_stood_is_told_with_the_time_that_was_left(left_s: Any, said: str) -> None:
+    verdict = Verdict(Outcome.TIMEOUT, "its time was over")
+    cut = {"left_s": left_s, "traceback": '  File "mine.py", line 3, in fit\n'}
+    text = str(failure_of(verdict, **ABOUT, end=None, cut=cut))
+    assert said in text
+    assert "0 s before" not in text
+
+
 def test_a_log_that_is_not_there_or_not_text_is_no_obstacle(tmp_path: Path) -> None:
     assert tail_of(None) == ""
     assert tail_of(tmp_path / "none") == ""

@@ -101,6 +101,16 @@ def test_an_item_that_is_not_there_is_an_error_that_names_it(exe: SingleNodeExec
     assert exe.submit(add, missing, 2).exception(60) is not None
 
 
+def test_what_is_split_into_too_many_says_how_many_there_are(
+    exe: SingleNodeExecutor, tmp_path: Path
+) -> None:
+    *_, missing = split_future(exe.submit(triple, tmp_path, 1), 4)
+    child = exe.submit(add, missing, 1)
+    for future in (missing, child):
+        with pytest.raises(IndexError, match=r"item 3 .*tuple of 3 item\(s\)"):
+            future.result(60)
+
+
 def test_none_has_only_none_in_it(exe: SingleNodeExecutor) -> None:
     (part,) = split_future(exe.submit(nothing), 1)
     assert part.result(60) is None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
-from dask_batch import overview
+from dask_batch import get_cache_data_queue, overview, terminate_tasks_in_cache
 from dask_batch.backends.base import JobState
-from dask_batch.cache.claims import Claims, Run
+from dask_batch.cache import attempts
+from dask_batch.cache.claims import Claims, Owner, Run
 from dask_batch.errors import DamagedEntryError
 from dask_batch.overview import Overview, RunStatus
 from dask_batch.retry import RetryPolicy
@@ -117,3 +120,44 @@ def test_a_run_that_nobody_can_mend_does_not_hide_the_others(
     assert counts(look.status(found)) == (0, 0, 0, 1, 1)
     assert look.cancel(found, None) == 2
     assert queue.cancels == [sorted([queue.id_of("fine"), queue.id_of("passed")])]
+
+
+def test_the_jobs_of_every_flux_instance_are_those_of_flux(client: Client, queue: Queue) -> None:
+    queue.name = "flux@host/run/flux/local"
+    client.run(prepared("runs"))
+    queue.say("runs", JobState.RUNNING)
+    folder = client.cache.path
+    (entry,) = get_cache_data_queue(folder, queue_type="flux")
+    assert entry["status"] == "running"
+    assert get_cache_data_queue(folder, queue_type="slurm") == []
+    terminate_tasks_in_cache(folder, backend="slurm")
+    assert not queue.cancels
+    terminate_tasks_in_cache(folder, backend="flux")
+    assert queue.cancels == [[queue.id_of("runs")]]
+
+
+@pytest.mark.parametrize("name", ["slurm-step", "flux-step", "workers"])
+def test_jobs_that_live_with_another_client_are_told_of_by_their_records(
+    client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    queue.name = name
+    client.run(prepared("runs"), prepared("waits"), prepared("done"))
+    client.publish("done")
+    claim = client.claims.current(key_of("runs"))
+    assert claim is not None
+    here = Owner.current()
+    named = {"host": here.host, "boot_id": here.boot_id, "process_started": here.started}
+    record = {"job_id": "1", "time": 0.0, "pid": here.pid, **named}
+    attempts.start(client.cache, claim.key, claim.generation, record)
+    another = dataclasses.replace(here, pid=os.getppid(), started="another time")
+    monkeypatch.setattr(Owner, "current", lambda: another)
+    look = Overview(client.cache)
+    (run,) = look.runs()
+    for alive, expected in (
+        (True, (1, 0, 1, 1, 0)),
+        (None, (1, 0, 0, 0, 2)),
+        (False, (1, 2, 0, 0, 0)),
+    ):
+        monkeypatch.setattr(Owner, "alive", lambda owner, alive=alive: alive)
+        assert counts(look.status(run)) == expected
+        assert not look.can_ask(run)

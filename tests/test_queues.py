@@ -8,7 +8,7 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_batch import queue_files
+from dask_batch import SingleNodeExecutor, queue_files
 from dask_batch.backends.command import Completed
 from dask_batch.config import resolve
 from dask_batch.errors import CommandError, ConfigurationError, ResourceError, TemplateError
@@ -170,8 +170,27 @@ def test_the_directory_may_stand_in_the_configuration_of_dask(folder: Path, capl
     assert "backend 'sge'" in caplog.text
 
 
+def test_an_executor_for_another_batch_system_is_told_what_to_use(folder: Path, tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"pysqa_config_directory.*'sge'.*ClusterExecutor"):
+        SingleNodeExecutor(pysqa_config_directory=folder, cache_directory=tmp_path / "cache")
+
+
+def test_a_script_for_flux_is_left_out_and_named_once(folder: Path, caplog):
+    text = SGE.replace("queue_type: SGE", "queue_type: FLUX")
+    (folder / "queue.yaml").write_text(text)
+    for _ in range(2):
+        found = resolve(backend="flux", pysqa_config_directory=folder).queues
+    normal = found.resources({"queue": "impi_hydra", "cores": 20}, for_executor_call)
+    assert normal["submission_template"] is None
+    (warning,) = caplog.records
+    for said in (str(folder / "queue.yaml"), "'impi_hydra'", "impi_hydra.sh", "prologue"):
+        assert said in warning.getMessage()
+    with pytest.raises(ResourceError, match="cores_min"):
+        found.resources({"queue": "impi_hydra"}, for_executor_call)
+
+
 def test_a_queue_without_a_configuration_is_an_unknown_resource():
-    with pytest.raises(ResourceError, match=r"unknown resource 'queue'\. Did you mean 'partition'"):
+    with pytest.raises(ResourceError, match=r"'queue'\. Did you mean 'partition'\?.*pysqa_config"):
         for_dask_task({"queue": "a"})
 
 

@@ -71,6 +71,21 @@ def test_an_unset_resource_is_false_in_a_test_and_an_error_when_printed():
             render(source, values())
 
 
+def test_names_that_a_test_is_about_are_not_blamed():
+    seed = (
+        "#SBATCH --partition={{ partition }}\n"
+        "{%- if run_time_max %}\n--time={{ [1, run_time_max // 60] | max }}\n{%- endif %}\n"
+        "{%- if memory_max is not none and cores %}{{ memory_max }}{% else %}{{ qos }}{% endif %}"
+        "{{ account if account else 'none' }}"
+    )
+    with pytest.raises(TemplateError) as caught:
+        render(seed, values(run_time_max=None, memory_max=None, qos=None, account=None))
+    message = str(caught.value)
+    assert "'partition' (line 1), 'qos' (line 5)" in message
+    for name in ("run_time_max", "memory_max", "account"):
+        assert name not in message
+
+
 def test_the_default_filter_covers_unset_and_missing():
     source = "{{ partition | default('debug') }} {{ nosuch | d('x') }} {{ cores | default(7) }}"
     assert render(source, values()) == "debug x 1\n"

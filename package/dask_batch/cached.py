@@ -46,7 +46,7 @@ class CacheEntry(Mapping[str, Any]):
         the job's id at the batch system; what it had asked for; how long the function took, in
         seconds; where it ran.
     output
-        The value. Not there if there is none.
+        The value. Not there if there is none; then ``runtime`` and ``host`` are not, either.
     input_args, input_kwargs
         Of a plain call its arguments, also as ``args`` and ``kwargs``; an :class:`Unfinished`
         among them is the result of a call that has none. Not there once the definitions of its run
@@ -89,6 +89,10 @@ class CacheEntry(Mapping[str, Any]):
 
     def __or__(self, more: Mapping[str, Any]) -> CacheEntry:
         return CacheEntry({**self._known, **more}, self._unread)
+
+    def with_unread(self, more: Mapping[str, Callable[[], Any]]) -> CacheEntry:
+        """Return an entry that has more to read."""
+        return CacheEntry(self._known, {**self._unread, **more})
 
     def __repr__(self) -> str:
         return f"<CacheEntry {self._known['function']} {self._known['key'][:12]}>"

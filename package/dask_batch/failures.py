@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,26 @@ def failure_of(
         cannot be unpickled, or is no :class:`Exception`; else a leaf of
         :class:`~dask_batch.errors.TaskError`.
     """
+    error = _failure(
+        verdict, key=key, function=function, job_id=job_id, state=state, log=log, end=end, cut=cut
+    )
+    if end is not None and end.get("error_log"):
+        with contextlib.suppress(Exception):  # its class may not let a note be added
+            error.add_note(str(end["error_log"]))
+    return error
+
+
+def _failure(
+    verdict: Verdict,
+    *,
+    key: str,
+    function: str,
+    job_id: str | None,
+    state: str,
+    log: Path | None,
+    end: Mapping[str, Any] | None,
+    cut: Mapping[str, Any] | None,
+) -> BaseException:
     if verdict.outcome is Outcome.EXCEPTION and end is not None:
         return _users_own(end, key=key, function=function, job_id=job_id, log=log)
     error = _ERRORS[verdict.outcome](
@@ -128,7 +149,9 @@ def _where_it_stood(verdict: Verdict, cut: Mapping[str, Any] | None) -> str:
     if verdict.outcome not in _CUT_SHORT or not frames:
         return ""
     left = (cut or {}).get("left_s")
-    when = f", {left:.0f} s before its limit," if isinstance(left, (int, float)) else ""
+    when = ""
+    if isinstance(left, (int, float)):
+        when = f", {left:.0f} s before its limit," if left >= 1 else ", at its limit,"
     return f"; when it was warned{when} it stood at {frames[-1]}"
 
 

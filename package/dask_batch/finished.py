@@ -18,9 +18,9 @@ from dask_batch.cache.entries import listed
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.records import read_record
 from dask_batch.cache.store import Cache
-from dask_batch.errors import BackendError, ConfigurationError, DamagedEntryError, MissingEntryError
+from dask_batch.errors import BackendError, DamagedEntryError, MissingEntryError
 from dask_batch.standing import Standings
-from dask_batch.whereabouts import Sight, sight_of
+from dask_batch.whereabouts import Askable, Sight, sight_of
 
 __all__ = ["Finished", "Stand"]
 
@@ -93,7 +93,7 @@ class Finished:
         self._keep_s = keep_s
         self._open_backend = open_backend
         self._inherit = inherit
-        self._backends: dict[str, Backend | None] = {}
+        self._askable = Askable(open_backend)
 
     def stand(self, run_id: str) -> Stand:
         """Return whether a run is over."""
@@ -250,20 +250,11 @@ class Finished:
 
     def _backend(self, run: Run) -> Backend | None:
         """Return the backend that a run went to; None if it cannot be asked from here."""
-        if sight_of(run) is not Sight.SEEN:
-            return None
-        if run.backend not in self._backends:
-            try:
-                self._backends[run.backend] = self._open_backend(run.backend)
-            except (BackendError, ConfigurationError):
-                self._backends[run.backend] = None
-        return self._backends[run.backend]
+        return self._askable.of(run)
 
     def close(self) -> None:
         """Close the backends that were opened."""
-        for backend in self._backends.values():
-            if backend is not None:
-                backend.close()
+        self._askable.close()
 
 
 def _is_ours(status: JobStatus, run: Run) -> bool:

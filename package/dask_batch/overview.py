@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dask_batch.backends import open_backend
-from dask_batch.backends.base import Backend, JobState
+from dask_batch.backends.base import JobState
 from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Run, RunLog
 from dask_batch.cache.store import Cache
-from dask_batch.errors import BackendError, DamagedEntryError, MissingEntryError
+from dask_batch.errors import DamagedEntryError, MissingEntryError
 from dask_batch.history import History
 from dask_batch.retry import Ending
-from dask_batch.whereabouts import Sight, sight_of
+from dask_batch.whereabouts import Askable, Sight, client_lives, sight_of
 
 __all__ = ["Overview", "RunStatus"]
 
@@ -71,7 +71,7 @@ class Overview:
         self.cache = cache
         self.claims = Claims(cache)
         self._history = History(cache, self.claims)
-        self._backends: dict[str, Backend | None] = {}
+        self._askable = Askable(open_backend)
 
     def runs(self) -> list[Run]:
         """Return the runs that were not taken back, oldest first.
@@ -113,8 +113,20 @@ class Overview:
         """Return of each key of a run what has become of it: a word of :class:`RunStatus`."""
         return self._stages(run, self._claims(run), self.claims.log(run.id))
 
-    def _stages(self, run: Run, claims: Mapping[str, list[Claim]], log: RunLog) -> dict[str, str]:
-        ends = self._ends(run, claims)
+    def stage(self, claim: Claim) -> str:
+        """Return what has become of the task of one claim: a word of :class:`RunStatus`."""
+        run, key = claim.run, claim.key
+        claims = self._claims(run, [key])
+        return self._stages(run, claims, self.claims.log(run.id), [key])[key]
+
+    def _stages(
+        self,
+        run: Run,
+        claims: Mapping[str, list[Claim]],
+        log: RunLog,
+        keys: Sequence[str] | None = None,
+    ) -> dict[str, str]:
+        ends = self._ends([key for _, key in run.jobs] if keys is None else keys, claims)
         stages = {key: end or "unknown" for key, end in ends.items()}
         open_claims = [
             claims[key][-1] for key, end in ends.items() if end is None and key in claims
@@ -122,9 +134,28 @@ class Overview:
         states = self._states(run, [log.ids.get(claim.job_name, "") for claim in open_claims])
         for claim in open_claims:
             state = states.get(log.ids.get(claim.job_name, ""))
-            to_come = self._is_to_come(claim, log, state)
-            stages[claim.key] = "waiting" if to_come else _counted(state)
+            if self._is_to_come(claim, log, state):
+                stages[claim.key] = "waiting"
+            elif state is None and ends_with_client(run.backend):
+                stages[claim.key] = self._on_record(claim, log)
+            else:
+                stages[claim.key] = _counted(state)
         return stages
+
+    def _on_record(self, claim: Claim, log: RunLog) -> str:
+        """Tell by the store alone how far a job is that lives in its client's process."""
+        if self.cache.check(claim.key):
+            return "finished"  # since its end was looked for
+        start = attempts.read_start(self.cache, claim.key, claim.generation)
+        if start is not None and attempts.starter_alive(start):
+            return "running"
+        forgotten = sight_of(claim.run) is Sight.SEEN and claim.job_name in log.ids
+        lives = False if forgotten else client_lives(claim.run)
+        if lives is None:
+            return "unknown"
+        if not lives:
+            return "failed"
+        return "waiting" if start is None else "running"
 
     def _is_to_come(self, claim: Claim, log: RunLog, state: JobState | None) -> bool:
         """Whether a job is to be handed over, or run again, by the run's client or steward."""
@@ -136,10 +167,10 @@ class Overview:
             return True  # and it is open all the same: see _ends
         return not self._history.is_first(claim) and not _is_repeated(claim, log)
 
-    def _claims(self, run: Run) -> dict[str, list[Claim]]:
-        """Return the claims of a run on each of its keys, none where it has none."""
+    def _claims(self, run: Run, keys: Sequence[str] | None = None) -> dict[str, list[Claim]]:
+        """Return the claims of a run on each of its keys, or on some; none where it has none."""
         found: dict[str, list[Claim]] = {}
-        for _, key in run.jobs:
+        for key in [key for _, key in run.jobs] if keys is None else keys:
             try:
                 own = [each for each in self.claims.generations(key) if each.run.id == run.id]
             except (DamagedEntryError, MissingEntryError) as error:
@@ -149,19 +180,20 @@ class Overview:
                 found[key] = own
         return found
 
-    def _ends(self, run: Run, claims: Mapping[str, list[Claim]]) -> dict[str, str | None]:
+    def _ends(
+        self, keys: Sequence[str], claims: Mapping[str, list[Claim]]
+    ) -> dict[str, str | None]:
         """Tell of each task whether the store knows its end."""
-        keys = [key for _, key in run.jobs]
         published = self.cache.present(keys)
         ended = attempts.ended(self.cache, {k: c[-1].generation for k, c in claims.items()})
-        failed = {key for key in ended if not self._goes_on(claims[key][-1])}
+        failed = {key for key in ended if not self.goes_on(claims[key][-1])}
         said: dict[str, str | None] = dict.fromkeys(keys)
         said.update(dict.fromkeys(published, "finished"))
         said.update(dict.fromkeys(failed, "failed"))
         return said
 
-    def _goes_on(self, claim: Claim) -> bool:
-        """Whether a failed attempt is to be repeated by its run."""
+    def goes_on(self, claim: Claim) -> bool:
+        """Whether an attempt that has failed is to be repeated by its run."""
         if self.claims.superseded(claim.key, claim.generation):
             return False
         end = attempts.read_end(self.cache, claim.key, claim.generation)
@@ -169,7 +201,7 @@ class Overview:
         return repeat is not None and not repeat.free
 
     def _states(self, run: Run, job_ids: Iterable[str]) -> dict[str, JobState]:
-        backend = self._backend(run)
+        backend = self._askable.of(run)
         known = [job_id for job_id in job_ids if job_id]
         if backend is None or not known:
             return {}
@@ -180,11 +212,11 @@ class Overview:
     def cancel(self, run: Run, key: str | None) -> int:
         """End the jobs of a run, or that of one key; return how many were under way."""
         log = self.claims.log(run.id)
-        ends = self._ends(run, self._claims(run))
+        ends = self._ends([each for _, each in run.jobs], self._claims(run))
         chosen = [
             (name, each) for name, each in run.jobs if key in (None, each) and ends[each] is None
         ]
-        backend = self._backend(run)
+        backend = self._askable.of(run)
         if backend is not None:
             backend.cancel([log.ids[name] for name, _ in chosen if name in log.ids])
         for name, each in chosen:
@@ -214,22 +246,13 @@ class Overview:
 
     # ---- backends ----------------------------------------------------------------------------
 
-    def _backend(self, run: Run) -> Backend | None:
-        """Return the backend that a run went to; None if it cannot be asked from here."""
-        if ends_with_client(run.backend) and sight_of(run) is not Sight.SEEN:
-            return None
-        if run.backend not in self._backends:
-            try:
-                self._backends[run.backend] = open_backend(run.backend)
-            except BackendError:
-                self._backends[run.backend] = None
-        return self._backends[run.backend]
+    def can_ask(self, run: Run) -> bool:
+        """Whether there is somebody to ask from here what became of a run's jobs."""
+        return self._askable.of(run) is not None
 
     def close(self) -> None:
         """Let go of the backends."""
-        for backend in self._backends.values():
-            if backend is not None:
-                backend.close()
+        self._askable.close()
 
 
 def _is_repeated(claim: Claim, log: RunLog) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,8 @@ _REFUSED: Final[Mapping[str, str]] = {
 _LIMITS: Final = ("cores_min", "cores_max", "run_time_max", "memory_max")
 _UNITS: Final = {"b": 2.0**-30, "k": 2.0**-20, "m": 2.0**-10, "g": 1.0, "t": 2.0**10}
 _VERSION_TIMEOUT_S = 20.0
+_said: set[str] = set()
+"""What was warned of, which is enough for a process."""
 
 
 def read_queues(directory: str | Path) -> Queues:
@@ -69,6 +72,8 @@ def read_queues(directory: str | Path) -> Queues:
     if not entries:
         raise ConfigurationError(f"{path}: it names no queues")
     queues = {str(name): _queue(path, str(name), entry) for name, entry in entries.items()}
+    if _BACKENDS[kind] == "flux":
+        queues = {name: _without_template(path, queue, entries) for name, queue in queues.items()}
     primary = str(content.get("queue_primary") or next(iter(queues)))
     if primary not in queues:
         raise ConfigurationError(
@@ -147,6 +152,22 @@ def _template(path: Path, name: str, script: Any) -> str | None:
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: {error}") from error
     return text
+
+
+def _without_template(path: Path, queue: Queue, entries: Mapping[Any, Any]) -> Queue:
+    """Leave out the template of a queue of Flux, which takes no scripts; say so once."""
+    if queue.template is None:
+        return queue
+    scripts = {str(name): entry["script"] for name, entry in entries.items() if "script" in entry}
+    message = (
+        f"{path}: the script of the queue {queue.name!r} ({scripts[queue.name]}) is not used: jobs "
+        "are handed to Flux without one; what it sets up belongs into job_script_prologue, what it "
+        "asks for into resource_dict"
+    )
+    if message not in _said:
+        _said.add(message)
+        logger.warning(message)
+    return replace(queue, template=None)
 
 
 def _flavour(backend: str, ask: Callable[..., Any] = run) -> str:

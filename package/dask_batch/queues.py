@@ -164,8 +164,9 @@ def backend_of(name: str | None, queues: Queues | None) -> str | None:
         return name
     if name not in _ANY and name != queues.backend:
         raise ConfigurationError(
-            f"backend={name!r} was asked for, but {queues.path} is for {queues.backend!r}; "
-            "leave backend out"
+            f"pysqa_config_directory: {queues.path} is for {queues.backend!r}, and jobs were to go "
+            f"to {name!r}. Use ClusterExecutor, or cluster_get with backend='pysqa'; or leave "
+            "pysqa_config_directory out (in Dask's configuration batch.pysqa-config-directory)"
         )
     if name in ("slurm", "flux") and name != queues.backend:
         logger.info("backend %r, as %s says, and not %r", queues.backend, queues.path, name)

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim
 from dask_batch.diagnosis import diagnose
@@ -193,6 +194,7 @@ class Repeating:
         self, key: str, entry: Entry, verdict: Verdict, end: dict[str, Any], causes: Causes | None
     ) -> None:
         """Let a failure be final."""
+        self._stop(entry, end)
         if causes is not None and causes.failed is not None:
             failed = causes.failed
             end = {
@@ -203,6 +205,14 @@ class Repeating:
             self._resolving.fail(key, entry, verdict, end, self._failure(failed))
         else:
             self._resolving.fail(key, entry, verdict, end)
+
+    def _stop(self, entry: Entry, end: dict[str, Any]) -> None:
+        """End a job that lives in this process, and that another one has cancelled on record."""
+        backend, standing = self._watch.backend, entry.standing
+        cancelled = end.get("outcome") == "cancelled" and end.get("concluded_by") == "client"
+        mine = standing.backend == backend.name and ends_with_client(backend.name)
+        if cancelled and mine and standing.job_id is not None:
+            backend.cancel([standing.job_id])
 
     def _failure(self, claim: Claim) -> BaseException:
         """Return the failure of a task that is not under way any more, as its end record has it."""

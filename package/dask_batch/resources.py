@@ -171,6 +171,11 @@ def _unknown(name: object) -> str:
         iter(difflib.get_close_matches(text.lower(), KNOWN, n=1, cutoff=0.6)), None
     )
     hint = f" Did you mean {nearest!r}?" if nearest else ""
+    if text == "queue":
+        hint += (
+            " A queue is chosen by that name where pysqa_config_directory=... tells which there "
+            "are; it was not given."
+        )
     return (
         f"unknown resource {name!r}.{hint} Known are: {', '.join(KNOWN)}. "
         "Any further key must be used by the submission template ({{ key }})."

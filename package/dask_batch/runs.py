@@ -13,14 +13,23 @@ from dask_batch.cached import CacheEntry, Calls, result_entry
 from dask_batch.config import resolve
 from dask_batch.errors import ConfigurationError, MissingEntryError
 from dask_batch.overview import Overview, RunStatus
+from dask_batch.unfinished import open_entries
 
-__all__ = ["CacheEntry", "RunStatus", "cancel", "explain", "get_cache_data", "status"]
+__all__ = [
+    "CacheEntry",
+    "RunStatus",
+    "cancel",
+    "explain",
+    "get_cache_data",
+    "result_entries",
+    "status",
+]
 
 logger = logging.getLogger(__name__)
 
 
 def get_cache_data(cache_directory: str | Path) -> list[CacheEntry]:
-    """Return what a cache knows of every result in it.
+    """Return what a cache knows of every result in it, and of what is queued or running.
 
     Parameters
     ----------
@@ -30,14 +39,27 @@ def get_cache_data(cache_directory: str | Path) -> list[CacheEntry]:
     Returns
     -------
     list of CacheEntry
-        In the order of their keys. Values are not read before they are asked for. What has failed
-        or is under way has no result: see :func:`dask_batch.get_cache_data_queue`.
+        Results in the order of their keys; then, by run, the tasks whose end nobody has recorded:
+        these have no ``output``, ``runtime`` and ``host``. Values are not read before they are
+        asked for. Only the cache is looked at: a job that was killed while no client followed it
+        counts as under way until its run is computed again or cleaned away. What the batch system
+        says, and what has failed, is in :func:`dask_batch.get_cache_data_queue`.
 
     Examples
     --------
     >>> for entry in get_cache_data("cache"):  # doctest: +SKIP
-    ...     print(entry["function"], entry["queue_id"], entry["runtime"])
+    ...     print(entry["function"], entry["queue_id"], entry.get("runtime"))
     """
+    entries = result_entries(cache_directory)
+    if not os.path.lexists(cache_directory):
+        return entries
+    look = Overview(Cache(cache_directory, create=False))
+    results = frozenset(entry["key"] for entry in entries)
+    return entries + list(open_entries(look, Calls(look.cache), results))
+
+
+def result_entries(cache_directory: str | Path) -> list[CacheEntry]:
+    """Return what a cache knows of every result in it, in the order of their keys."""
     if not os.path.lexists(cache_directory):
         logger.warning(
             "there is no cache directory %s, so there are no results in it", cache_directory

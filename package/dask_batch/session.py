@@ -204,7 +204,7 @@ class Session:
         folder = self.cache.path / "logs" / "RUN"
         surroundings = self.surroundings()
         return Job(
-            name=f"{name}-RUN-0",
+            name=name,
             definition=self.cache.path / "definitions" / "RUN.h5",
             index=0,
             resources=normal,

@@ -204,6 +204,19 @@ def evaluate(expression: Expression, values: Mapping[Hashable, Any]) -> Any:
     return expression
 
 
+def _too_short(value: Any, selector: Any, error: IndexError) -> IndexError:
+    """Return what tells how many items there are; what was raised, where that cannot be said."""
+    try:
+        count = len(value)
+    except Exception:  # of a class of the user's
+        return error
+    kind = type(value).__qualname__
+    return IndexError(
+        f"item {selector!r} is asked for, but the result is a {kind} of {count} item(s): "
+        f"split_future(future, n={count}) takes all of them"
+    )
+
+
 def item(value: Any, way: Iterable[Any]) -> Any:
     """Take an item of a result, an item of that, and so on; None has nothing but None in it.
 
@@ -219,6 +232,8 @@ def item(value: Any, way: Iterable[Any]) -> Any:
             return None
         try:
             value = value[selector]
+        except IndexError as error:
+            raise _too_short(value, selector, error) from error
         except (LookupError, TypeError) as error:
             error.add_note(f"asked for item {selector!r} of a {type(value).__qualname__}")
             raise

@@ -14,13 +14,12 @@ from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Owner, Run, RunLog
 from dask_batch.cache.store import Cache
-from dask_batch.errors import BackendError, ConfigurationError
 from dask_batch.follow import Evidence, judge, signal_of
 from dask_batch.history import History
 from dask_batch.job.checks import starter_is_dead
 from dask_batch.retry import Ending
 from dask_batch.settling import Settling
-from dask_batch.whereabouts import Sight, sight_of
+from dask_batch.whereabouts import Askable, Sight, sight_of
 
 __all__ = ["Standing", "Standings", "Survey", "log_stem"]
 
@@ -101,8 +100,7 @@ class Standings:
         self.claims = claims
         self.backend = backend
         self.history = History(cache, claims)
-        self._open_backend = open_backend
-        self._others: dict[str, Backend | None] = {}
+        self._askable = Askable(open_backend, own=backend)
         self.between: Callable[[], None] = lambda: None
         self._settling = Settling(claims, self.backend_of, lambda: self.between())
 
@@ -269,23 +267,8 @@ class Standings:
 
     def backend_of(self, run: Run) -> Backend | None:
         """Return the backend that a run went to; None if it cannot be asked from here."""
-        name = run.backend
-        if ends_with_client(name) and sight_of(run) is not Sight.SEEN:
-            return None
-        if name == self.backend.name:
-            return self.backend
-        if name not in self._others:
-            try:
-                self._others[name] = self._open_backend(name)
-            except (BackendError, ConfigurationError) as error:
-                # Not here, or of another version of this package: its jobs are out of sight.
-                logger.debug("backend %s: %s", name, error)
-                self._others[name] = None
-        return self._others[name]
+        return self._askable.of(run)
 
     def close(self) -> None:
         """Close the other backends that were opened."""
-        for backend in self._others.values():
-            if backend is not None:
-                backend.close()
-        self._others.clear()
+        self._askable.close()

@@ -21,6 +21,7 @@ from typing import Any, Final
 from dask_batch.backends.base import Job
 from dask_batch.backends.command import client_environment
 from dask_batch.backends.local.machine import Machine
+from dask_batch.backends.reach import WORKERS
 from dask_batch.backends.registry import open_backend
 from dask_batch.backends.within.launcher import Launcher, Room
 from dask_batch.backends.workers.door import Door, local_door, network_door, sweep_sockets
@@ -38,8 +39,7 @@ from dask_batch.surroundings import Surroundings
 
 __all__ = ["BACKEND", "Workforce", "open_workforce"]
 
-BACKEND: Final = "workers"
-"""What claims call the backend of tasks that run on workers."""
+BACKEND: Final = WORKERS
 _PROGRAM: Final = "dask_batch.job.worker"
 _OF_THE_WORKER: Final = ("run_time_max",)
 """Resources that a worker has as a whole, and a task has no share of."""

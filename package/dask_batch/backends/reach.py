@@ -12,7 +12,11 @@ from typing import Final
 
 from dask_batch.backends.base import Backend
 
-__all__ = ["Reach", "can_wait_for", "ends_with_client", "reach_of"]
+__all__ = ["WORKERS", "Reach", "can_wait_for", "ends_with_client", "reach_of"]
+
+
+WORKERS: Final = "workers"
+"""What claims call the backend of tasks that run on workers."""
 
 
 class Reach(enum.Enum):
@@ -30,7 +34,7 @@ _REACH: Final[Mapping[str, Reach]] = {
     "local": Reach.HOST,
     "slurm-step": Reach.CLIENT,
     "flux-step": Reach.CLIENT,
-    "workers": Reach.CLIENT,
+    WORKERS: Reach.CLIENT,
 }
 """What is not here is a batch system of a whole cluster."""
 

@@ -264,12 +264,10 @@ def _bounded(pieces: Iterable[str]) -> str:
 
 
 def _failure(source: str, variables: Mapping[str, Any], error: Exception) -> str:
-    unset = {
-        name.name: name.lineno
-        for output in _parsed(source).find_all(nodes.Output)
-        for name in output.find_all(nodes.Name)
-        if variables.get(name.name, 0) is None
-    }
+    unset: dict[str, int] = {}
+    for name in _printed_names(_parsed(source)):
+        if variables.get(name.name, 0) is None:
+            unset.setdefault(name.name, name.lineno)
     printed_none = isinstance(error, _PrintedNoneError)
     if not unset:
         what = "it prints None" if printed_none else f"{type(error).__name__}: {error}"
@@ -280,3 +278,19 @@ def _failure(source: str, variables: Mapping[str, Any], error: Exception) -> str
         f"the submission template prints what is not set: {names}{what}. Set it in "
         f"resource_dict, or put {{% if {next(iter(unset))} %}} ... {{% endif %}} around it."
     )
+
+
+def _printed_names(
+    node: nodes.Node, tested: frozenset[str] = frozenset(), *, printing: bool = False
+) -> Iterator[nodes.Name]:
+    """Yield the names that a template prints, but for those that a test around them is about."""
+    if isinstance(node, nodes.Name) and printing and node.name not in tested:
+        yield node
+    printing = printing or isinstance(node, nodes.Output)
+    condition = node.test if isinstance(node, (nodes.If, nodes.CondExpr)) else None
+    if condition is not None:
+        names = [condition] if isinstance(condition, nodes.Name) else condition.find_all(nodes.Name)
+        tested |= {name.name for name in names}
+    for child in node.iter_child_nodes():
+        if child is not condition:
+            yield from _printed_names(child, tested, printing=printing)

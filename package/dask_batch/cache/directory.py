@@ -49,7 +49,10 @@ def prepare(path: Path, *, create: bool) -> Path:
         )
     if not _is_marked(path):
         if not create:
-            raise MissingEntryError(f"{path} is not a dask-batch cache: it has no {MARKER}")
+            raise MissingEntryError(
+                f"{path} is not a dask-batch cache: it has no {MARKER}. Name the folder that was "
+                "given as cache_directory; caches of executorlib's cannot be read"
+            )
         _mark(path)
     return path
 

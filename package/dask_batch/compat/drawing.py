@@ -56,7 +56,20 @@ def wanted_drawing(*, plot: bool, picture: Path | None, workflow: Path | None) -
             "a file of its language, plot_dependency_graph_filename='graph.dot', or an export, "
             "export_workflow_filename='workflow.json'"
         )
+    if picture is not None and picture.suffix not in _TEXT:
+        _check_kind(picture)
     return Drawing(picture=picture, workflow=workflow, shown=shown)
+
+
+def _check_kind(picture: Path) -> None:
+    """Refuse a kind of file that Graphviz does not know, before anything is taken."""
+    try:
+        _drawn("digraph {}", picture.suffix[1:])
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"plot_dependency_graph_filename={str(picture)!r}: its suffix is to say which kind of "
+            f"file it is to be, as .svg, .pdf, .png, or .dot do: {error}"
+        ) from None
 
 
 class Drawing:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from dask_batch.backends import choose_backend
 from dask_batch.cache.claims import Claim
 from dask_batch.cache.store import Cache
 from dask_batch.cached import CacheEntry, Calls
+from dask_batch.compat.families import asked_family, belongs
 from dask_batch.compat.lookup import failure
 from dask_batch.errors import ConfigurationError
 from dask_batch.history import History
 from dask_batch.overview import Overview
-from dask_batch.runs import get_cache_data
+from dask_batch.runs import result_entries
+from dask_batch.unfinished import unfinished_entry
 
 __all__ = ["check_config_directory", "get_cache_data_queue"]
 
@@ -35,15 +36,17 @@ def get_cache_data_queue(
     cache_directory
         The cache.
     queue_type
-        Only the tasks of this batch system: ``"slurm"``, ``"flux"``, ``"local"``; None: all. Each
-        is asked about its own tasks; results come from any.
+        Only the tasks of this batch system: ``"slurm"``, ``"flux"`` (all instances),
+        ``"local"``, ..., in small letters or large ones; tasks inside an allocation are
+        ``"slurm-step"`` or ``"flux-step"``, those on long-lived workers ``"workers"``. None: all.
+        Each is asked about its own tasks; results come from any.
     config_directory
         Not needed: the cache itself says which batch system has a task.
 
     Returns
     -------
     list of CacheEntry
-        Results as in :func:`dask_batch.get_cache_data`, then what has none, each with ``status``:
+        All results, then what has none, each with ``status``:
         ``"finished"``, ``"running"``, ``"pending"``, ``"aborted"`` (then ``error`` says why), or
         ``"unknown"`` while nobody can tell.
 
@@ -53,9 +56,9 @@ def get_cache_data_queue(
         There is no batch system of that name, or no such directory.
     """
     if queue_type is not None:
-        choose_backend(queue_type)
+        queue_type = asked_family(queue_type)
     check_config_directory("config_directory", config_directory)
-    finished = [entry | {"status": "finished"} for entry in get_cache_data(cache_directory)]
+    finished = [entry | {"status": "finished"} for entry in result_entries(cache_directory)]
     if not Path(cache_directory).exists():
         return finished
     look = Overview(Cache(cache_directory, create=False))
@@ -84,7 +87,7 @@ def _others(look: Overview, queue_type: str | None) -> Iterator[CacheEntry]:
     """Yield what is known of tasks without a result, by run and in the order of their jobs."""
     history, calls = History(look.cache, look.claims), Calls(look.cache)
     for run in look.runs():
-        if queue_type not in (None, run.backend):
+        if queue_type is not None and not belongs(run.backend, queue_type):
             continue
         ids = look.claims.log(run.id).ids
         for key, stage in look.stages(run).items():
@@ -99,19 +102,7 @@ def _others(look: Overview, queue_type: str | None) -> Iterator[CacheEntry]:
 def _entry(
     history: History, calls: Calls, claim: Claim, stage: str, job_id: str | None
 ) -> CacheEntry:
-    attributes = history.header(claim.run, claim.key).get("attributes") or {}
-    known = {
-        "key": claim.key,
-        "function": attributes.get("function", ""),
-        "name": attributes.get("name", ""),
-        "filename": str(history.cache.path_of(claim.key)),
-        "queue_id": job_id,
-        "resource_dict": dict(attributes.get("resources") or {}),
-        "status": _STATUS.get(stage, stage),
-    }
-    unread: dict[str, Callable[[], Any]] = {}
-    if not known["name"]:
-        unread.update(calls.unread(claim.run.id, claim.key))
-    if stage == "failed":
-        unread["error"] = lambda: failure(history, claim)
-    return CacheEntry(known, unread)
+    entry = unfinished_entry(history, calls, claim, job_id) | {"status": _STATUS.get(stage, stage)}
+    if stage != "failed":
+        return entry
+    return entry.with_unread({"error": lambda: failure(history, claim)})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 
+from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache.claims import Claim
 from dask_batch.cache.store import Cache
-from dask_batch.compat.lookup import NotInCacheError, failure, index_of, key_of, opened
+from dask_batch.compat.lookup import NotInCacheError, failure, key_of, opened
+from dask_batch.compat.waiting import awaited, finished
 from dask_batch.config import resolve
 from dask_batch.future import BatchFuture
 from dask_batch.history import History
@@ -16,7 +17,6 @@ from dask_batch.overview import Overview
 from dask_batch.request import Request
 from dask_batch.reread import reread_jobs
 from dask_batch.session import open_session
-from dask_batch.standing import log_stem
 
 __all__ = ["get_future_from_cache"]
 
@@ -35,8 +35,9 @@ def get_future_from_cache(cache_directory: str | Path, cache_key: str) -> BatchF
     Returns
     -------
     BatchFuture
-        Of what is finished, its value; what is under way is followed to its end. It may be among
-        the arguments of further calls.
+        Of what is finished, its value; what is under way is followed to its end. Where it lives in
+        another process (on workers, in an allocation), or nobody can be asked, the cache is waited
+        for. It may be among the arguments of further calls.
 
     Raises
     ------
@@ -51,43 +52,18 @@ def get_future_from_cache(cache_directory: str | Path, cache_key: str) -> BatchF
     try:
         claim = look.claims.current(key)
         if cache.present((key,)):
-            return _finished(cache, key, claim)
+            return finished(cache, key, claim)
         if claim is None:
             raise NotInCacheError(f"{cache.path} knows of no task {cache_key!r}")
-        stage = look.stages(claim.run).get(key)
+        stage = look.stage(claim)
+        can_follow = look.can_ask(claim.run) and not ends_with_client(claim.run.backend)
     finally:
         look.close()
     if stage == "finished":
-        return _finished(cache, key, claim)
+        return finished(cache, key, claim)
     if stage == "failed":
         raise failure(History(cache, look.claims), claim)
-    return _followed(cache, claim)
-
-
-class _Shelf:
-    """Where a finished task is at home: nobody follows it any more."""
-
-    def __init__(self, cache: Cache, claim: Claim | None) -> None:
-        self.cache = cache
-        self._claim = claim
-
-    def forget(self, future: BatchFuture) -> None:
-        """Do nothing: it has ended."""
-
-    def job_id(self, key: str) -> str | None:
-        job_id: str | None = self.cache.attributes(key).get("job_id")
-        return job_id
-
-    def log_stem(self, key: str) -> Path | None:
-        if self._claim is None:
-            return None
-        return log_stem(self.cache, self._claim.run.id, index_of(self._claim))
-
-
-def _finished(cache: Cache, key: str, claim: Claim | None) -> BatchFuture:
-    future = BatchFuture(_Shelf(cache, claim), key)
-    future._resolve_from(functools.partial(cache.load, key, mode="copy"))
-    return future
+    return _followed(cache, claim) if can_follow else awaited(cache, claim)
 
 
 def _followed(cache: Cache, claim: Claim) -> BatchFuture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dask_batch.backends import choose_backend
+from dask_batch.compat.families import asked_family, belongs
 from dask_batch.compat.lookup import key_of, opened
 from dask_batch.compat.queue import check_config_directory
 from dask_batch.runs import cancel, status
@@ -26,7 +26,8 @@ def terminate_tasks_in_cache(
     pysqa_config_directory
         Not needed: the cache itself says which batch system has a task.
     backend
-        Only the jobs of this batch system; None: all.
+        Only the jobs of this batch system: see ``queue_type`` of
+        :func:`dask_batch.get_cache_data_queue`. None: all.
 
     Raises
     ------
@@ -40,9 +41,9 @@ def terminate_tasks_in_cache(
     if backend is None:
         cancel(cache.path)
         return
-    name = choose_backend(backend)
+    family = asked_family(backend)
     for run in status(cache.path):
-        if run.backend == name:
+        if belongs(run.backend, family):
             cancel(cache.path, run=run.run)
 
 
@@ -72,6 +73,6 @@ def terminate_task_in_cache(
     """
     check_config_directory("pysqa_config_directory", pysqa_config_directory)
     if backend is not None:
-        choose_backend(backend)
+        asked_family(backend)
     cache = opened(cache_directory)
     cancel(cache.path, key=key_of(cache, cache_key))

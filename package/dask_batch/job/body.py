@@ -11,10 +11,11 @@ from typing import Any
 from dask_batch.cache.definitions import Definition
 from dask_batch.code import pickling
 from dask_batch.job import checks
-from dask_batch.job.endings import EndedError, described, summary
+from dask_batch.job.endings import ARGUMENTS, EndedError, described, summary
 from dask_batch.job.exit_codes import NO_MODULE
 from dask_batch.job.inputs import Inputs
 from dask_batch.job.kept import NOTHING, Kept
+from dask_batch.job.shortened import arguments_of
 from dask_batch.job.surroundings import CHECKPOINT_VARIABLE
 from dask_batch.spec import Step, evaluate
 
@@ -99,7 +100,10 @@ class Body:
         except BaseException as error:
             if isinstance(error, ModuleNotFoundError):
                 error.add_note(f"The job ran {checks.where()}; {checks.REMEDY}.")
-            raise self._failed(error) from error
+            ended = self._failed(error)
+            if self._definition.header.get("error_log_file"):
+                ended.fields[ARGUMENTS] = arguments_of(step.expression)
+            raise ended from error
 
     def _failed(self, error: BaseException) -> EndedError:
         """Return how the attempt ends with an exception.

@@ -14,6 +14,7 @@ from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.portable import portable
 
 __all__ = [
+    "ARGUMENTS",
     "EndedError",
     "NoRecordError",
     "clipped",
@@ -23,6 +24,8 @@ __all__ = [
     "trace_of",
 ]
 
+ARGUMENTS = "arguments"
+"""The field that tells what the function was called with: for the user's own log alone."""
 _MESSAGE_CHARS = 20_000
 _TRACE_CHARS = 400_000
 _BASES = 50

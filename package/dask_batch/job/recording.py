@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from dask_batch.cache import attempts
 from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError
+from dask_batch.job.endings import ARGUMENTS
 from dask_batch.job.exit_codes import NO_SPACE
 from dask_batch.job.say import say
 
@@ -43,8 +44,13 @@ def record_end(attempt: Recorded, fields: Mapping[str, Any], exit_code: int) -> 
         "host": socket.gethostname(),
         "started": attempt.started,
         "ended": time.time(),
-        **fields,
+        **{name: value for name, value in fields.items() if name != ARGUMENTS},
     }
+    log = attempt.header["error_log_file"]
+    unwritten = _log_error(Path(log), attempt.key, record, fields.get(ARGUMENTS, "")) if log else ""
+    if unwritten:
+        say(unwritten)
+        record["error_log"] = unwritten
     for left in range(_TRIES)[::-1]:
         try:
             attempts.end(attempt.cache, attempt.key, attempt.generation, record)
@@ -54,15 +60,13 @@ def record_end(attempt: Recorded, fields: Mapping[str, Any], exit_code: int) -> 
                 say(f"how the job ended cannot be recorded: {error}")
                 exit_code = NO_SPACE
         time.sleep(_PAUSE_S)
-    if attempt.header["error_log_file"]:
-        _log_error(Path(attempt.header["error_log_file"]), attempt.key, record)
     return exit_code
 
 
-def _log_error(path: Path, key: str, record: Mapping[str, Any]) -> None:
-    """Append to the file that the user wants errors to be collected in."""
+def _log_error(path: Path, key: str, record: Mapping[str, Any], arguments: str) -> str:
+    """Append to the file that the user wants errors to be collected in; return why it cannot be."""
     text = (
-        f"function: {record['function']}\nkey: {key}\njob: {record['job_id']}\n"
+        f"function: {record['function']}\n{arguments}key: {key}\njob: {record['job_id']}\n"
         f"{record['message']}\n{record.get('traceback', '')}\n"
     )
     try:
@@ -72,4 +76,6 @@ def _log_error(path: Path, key: str, record: Mapping[str, Any]) -> None:
         with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(text)
     except OSError as error:
-        say(f"{path} cannot be written: {error.strerror}")
+        missing = "" if path.parent.is_dir() else f": there is no directory {path.parent}"
+        return f"error_log_file: {path} cannot be written: {error.strerror}{missing}"
+    return ""

@@ -18,7 +18,7 @@ from dask_batch.backends.within.launcher import Launcher
 from dask_batch.backends.within.room import ChangingRoom, bounded
 from dask_batch.errors import ConfigurationError, ResourceError, SubmissionError
 
-__all__ = ["WithinBackend"]
+__all__ = ["WithinBackend", "queue_here"]
 
 _queues: Final[weakref.WeakValueDictionary[str, WithinBackend]] = weakref.WeakValueDictionary()
 """The queues of this process, by the prefixes of their ids."""
@@ -237,6 +237,11 @@ class WithinBackend:
         if os.getpid() == self._pid:
             self._keeper.close()
         _queues.pop(self.prefix, None)
+
+
+def queue_here(name: str) -> WithinBackend | None:
+    """Return a queue of this process by its backend's name: any one tells of the jobs of all."""
+    return next((queue for queue in list(_queues.values()) if queue.name == name), None)
 
 
 def _queue_of(job_id: str) -> WithinBackend | None:
