@@ -66,6 +66,7 @@ __all__ = [
     "LostTaskError",
     "MissingEntryError",
     "NoOutputTaskError",
+    "NoWorkerError",
     "NodeFailureTaskError",
     "OutOfMemoryTaskError",
     "OutdatedInputWarning",
@@ -211,6 +212,20 @@ class SubmissionError(BackendError, subprocess.CalledProcessError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.returncode, self.cmd, self.output), dict(self.__dict__)
+
+
+class NoWorkerError(BackendError):
+    """No long-lived worker is left, and none is to come.
+
+    Attributes
+    ----------
+    advice : str
+        What to try.
+    """
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 class QueueFullError(SubmissionError):

@@ -22,10 +22,12 @@ from dask_batch.errors import (
     LostTaskError,
     NodeFailureTaskError,
     NoOutputTaskError,
+    NoWorkerError,
     OutOfMemoryTaskError,
     PreemptedTaskError,
     RemoteError,
     RemoteTraceback,
+    SubmissionError,
     TaskError,
     TimeoutTaskError,
     UnstorableResultError,
@@ -76,6 +78,7 @@ def failure_of(
     log: Path | None,
     end: Mapping[str, Any] | None,
     cut: Mapping[str, Any] | None = None,
+    unbegun: Exception | None = None,
 ) -> BaseException:
     """Return the exception that a verdict other than *done* becomes.
 
@@ -89,6 +92,8 @@ def failure_of(
         The attempt's end record.
     cut
         Where it stood when it was warned of its end, if it was.
+    unbegun
+        Why it never began, if that is known: it has no log. A refusal is told as it is.
 
     Returns
     -------
@@ -99,6 +104,9 @@ def failure_of(
     """
     if verdict.outcome is Outcome.EXCEPTION and end is not None:
         return _users_own(end, key=key, function=function, job_id=job_id, log=log)
+    if isinstance(unbegun, SubmissionError):
+        return unbegun
+    log = log if unbegun is None else None
     error = _ERRORS[verdict.outcome](
         f"{function or 'a task'}: {verdict.message}{_where_it_stood(verdict, cut)}",
         key=key,
@@ -108,6 +116,7 @@ def failure_of(
         evidence=verdict.evidence,
         log=log,
         tail=tail_of(log),
+        advice=unbegun.advice if isinstance(unbegun, NoWorkerError) else "",
     )
     if isinstance(error, DependencyFailedError) and end is not None:
         error.root = str(end.get("root", ""))

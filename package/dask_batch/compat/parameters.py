@@ -11,7 +11,7 @@ from typing import Any
 from dask_batch.compat.drawing import Drawing, wanted_drawing
 from dask_batch.errors import ConfigurationError
 from dask_batch.options import Options
-from dask_batch.resource_values import count, flag
+from dask_batch.resource_values import flag, integer
 
 __all__ = ["Parameters", "checked_workers"]
 
@@ -73,17 +73,19 @@ def checked_workers(number: Any) -> int | None:
     if number is None:
         return None
     try:
-        return count(number)
+        workers = integer(number)
     except ValueError:
-        pass
+        workers = None
+    if workers is not None and workers < 1:
+        raise ConfigurationError(f"max_workers must be greater than 0, not {number!r}")
+    if workers is not None:
+        return workers
     if isinstance(number, (str, os.PathLike)):
         raise ConfigurationError(
             f"max_workers must be a whole number, not {str(number)!r}; a directory for results "
             "goes to cache_directory="
         )
-    raise ConfigurationError(
-        f"max_workers must be a whole number, and must be greater than 0, not {number!r}"
-    )
+    raise ConfigurationError(f"max_workers must be a whole number, not {number!r}")
 
 
 def _flag(name: str, value: Any, *, default: bool = False) -> bool:

@@ -24,7 +24,7 @@ from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.within.launcher import Ended, Launcher, Room
 from dask_batch.backends.workers.staff import Staff
 from dask_batch.backends.workers.worker import Assignment, State, Worker, how_it_ended
-from dask_batch.errors import BackendError, ResourceError
+from dask_batch.errors import ResourceError
 from dask_batch.job.channel import Channel, Message
 
 __all__ = ["WorkerPool"]
@@ -110,13 +110,13 @@ class WorkerPool:
 
         Raises
         ------
-        BackendError
-            There is none, and none will come.
+        NoWorkerError, SubmissionError
+            There is none, and none will come; it says why.
         """
         with self._lock:
             self._begin()
             if self._staff.deserted:
-                raise BackendError(self._staff.why_none())
+                raise self._staff.why_none()
             assignment = Assignment(job, job_id, self._kill)
             self._waiting.append(assignment)
             self._assign()
@@ -184,9 +184,8 @@ class WorkerPool:
     def _assign(self) -> None:
         """Give waiting jobs to idle workers; fail them where no worker is left."""
         if self._staff.deserted:
-            failed = Ended(JobState.FAILED, reason=self._staff.why_none())
             while self._waiting:
-                self._waiting.popleft().how = failed
+                self._waiting.popleft().how = self._staff.unbegun()
         for worker in self._staff.workers.values():
             if not self._waiting:
                 return
@@ -245,7 +244,7 @@ class WorkerPool:
         with self._lock:
             workers = self._staff.disband(f"{type(error).__name__}: {error}")
             for worker in workers:
-                worker.finish(Ended(JobState.FAILED, reason=self._staff.why_none()))
+                worker.finish(Ended(JobState.FAILED, reason=str(self._staff.why_none())))
             self._assign()
         self.news()
         _bid_farewell(workers)
