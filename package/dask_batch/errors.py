@@ -17,6 +17,7 @@
     │   ├── BackendUnavailableError       it is not there
     │   ├── CommandError                  one of its commands failed
     │   ├── JobEndingError                a job cannot be run again before it has ended
+    │   ├── NoWorkerError                 no long-lived worker is left to begin a job
     │   └── SubmissionError               it refused a job (also a CalledProcessError)
     │       └── QueueFullError            for now: too many jobs
     └── TaskError (RuntimeError)          a job ended without a result
