@@ -192,6 +192,9 @@ def test_what_would_be_lost_is_refused(fake):
             fake.backend.check([fake.job(submission_template=template, **{name: value})])
     with pytest.raises(ResourceError, match="slurm_cmd_args"):
         fake.backend.check([fake.job(slurm_cmd_args=["--x"])])
+    with pytest.raises(ResourceError, match=r"'pmi_mode' = 'pmix'.*'mpiexec'"):
+        fake.backend.check([fake.job(pmi_mode="pmix")])
+    fake.backend.check([fake.job(pmi_mode="mpiexec")])
     with pytest.raises(ConfigurationError, match="must begin with a line"):
         fake.backend.check([fake.job(submission_template="{{ command }}")])
 

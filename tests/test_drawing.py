@@ -182,3 +182,9 @@ def test_an_executor_that_draws_computes_no_graphs(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=r"dask\.visualize"):
             exe.compute(lazy)
     assert [path.name for path in tmp_path.iterdir()] == ["w.json"]
+
+
+def test_dependencies_that_are_disabled_cannot_be_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "graph.dot"
+    with pytest.raises(ConfigurationError, match="disable_dependencies=True"):
+        SingleNodeExecutor(plot_dependency_graph_filename=file, disable_dependencies=True)

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
@@ -111,6 +112,23 @@ def test_max_workers_must_be_positive(cache: Path) -> None:
     for number in (0, -1):
         with pytest.raises(ValueError, match="max_workers"):
             SingleNodeExecutor(number, cache_directory=cache)
+
+
+@pytest.mark.parametrize("number", ["2", "./cache", Path("cache"), 1.5, True])
+def test_max_workers_that_are_no_number_are_refused_by_name(number: Any) -> None:
+    with pytest.raises(ConfigurationError, match="max_workers must be a whole number") as caught:
+        SingleNodeExecutor(number)
+    if isinstance(number, (str, Path)):
+        assert "cache_directory=" in str(caught.value)
+
+
+def test_the_first_parameters_have_the_positions_of_executorlib(cache: Path) -> None:
+    with SingleNodeExecutor(2, str(cache), 3, {"cwd": str(cache.parent)}) as executor:
+        assert executor.info is not None
+        said = ("max_workers", "cache_directory", "max_cores", "cwd")
+        assert [executor.info[name] for name in said] == [2, str(cache), 3, str(cache.parent)]
+        assert executor.max_workers == 2
+    assert executor.max_workers is None
 
 
 def test_an_executor_does_not_travel(exe: SingleNodeExecutor) -> None:

@@ -8,6 +8,7 @@ import os
 import queue
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ SOCKETS = [
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def exe(cache: Path) -> Iterator[SingleNodeExecutor]:
+    with SingleNodeExecutor(cache_directory=cache) as exe:
+        yield exe
 
 
 # ---- names -------------------------------------------------------------------------------------
@@ -230,6 +237,26 @@ def test_info_length_and_queue(cache: Path, tmp_path: Path) -> None:
     assert (exe.info, exe.future_queue, len(exe), bool(exe)) == (None, None, 0, True)
 
 
+def test_map_waits_for_futures_among_its_iterables(exe: SingleNodeExecutor) -> None:
+    numbers = exe.submit(list, (1, 2))
+    assert list(exe.map(add, numbers, [10, 20], timeout=60)) == [11, 22]
+    assert list(exe.map(add, [1], exe.submit(list, (5,)), chunksize=3)) == [6]
+
+
+def test_map_tells_what_an_iterable_failed_of_and_waits_no_longer_than_it_may(
+    exe: SingleNodeExecutor, tmp_path: Path
+) -> None:
+    with pytest.raises(LookupError, match="no"):
+        exe.map(add, exe.submit(fail, "no"), [1])
+    never: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    with pytest.raises(concurrent.futures.TimeoutError):
+        exe.map(add, never, [1], timeout=0.1)
+    values = exe.map(gated, [tmp_path], exe.submit(list, ("word",)), timeout=1)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        next(values)
+    open_gate(tmp_path)
+
+
 def test_items_of_any_queue_are_cancelled() -> None:
     mine: queue.Queue[Any] = queue.Queue()
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -307,6 +334,43 @@ def test_one_name_for_two_calls_is_an_error_and_not_the_wrong_result(cache: Path
         for name in ("../out", "/abs", "a//b", ""):
             with pytest.raises(ResourceError, match="cache_key"):
                 exe.submit(add, 1, 2, resource_dict={"cache_key": name})
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"partion": "x"}, "unknown resource 'partion'.*'partition'"),
+        ({"cores": 0}, "'cores': must be at least 1"),
+        ({"submission_template": "{{ colour }}", "shade": 1}, "unknown resource 'shade'"),
+    ],
+)
+def test_an_executor_checks_its_resources_when_it_is_made(
+    cache: Path, asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ResourceError, match=said):
+        SingleNodeExecutor(cache_directory=cache, resource_dict=asked)
+    assert not cache.exists()
+
+
+def test_what_the_template_uses_may_be_asked_for(cache: Path) -> None:
+    asked = {"submission_template": "{{ colour }}", "colour": "green", "cores": 4, "ranks": 2}
+    SingleNodeExecutor(cache_directory=cache, resource_dict=asked).shutdown()
+
+
+@pytest.mark.parametrize("mode", ["pmix", "pmi2"])
+@pytest.mark.parametrize("block_allocation", [False, True])
+def test_a_pmi_mode_without_a_meaning_is_refused(
+    cache: Path, mode: str, block_allocation: bool
+) -> None:
+    with (
+        SingleNodeExecutor(
+            1, cache_directory=cache, pmi_mode=mode, block_allocation=block_allocation
+        ) as exe,
+        pytest.raises(ResourceError, match=f"'pmi_mode' = '{mode}'.*'mpiexec'"),
+    ):
+        exe.submit(add, 1, 2)
+    with SingleNodeExecutor(1, cache_directory=cache, pmi_mode="mpiexec") as exe:
+        assert exe.submit(add, 1, 2).result(60) == 3
 
 
 def test_errors_are_appended_to_a_file(cache: Path, tmp_path: Path) -> None:

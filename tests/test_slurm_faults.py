@@ -21,6 +21,7 @@ from dask_batch.errors import (
     DiedTaskError,
     NodeFailureTaskError,
     PreemptedTaskError,
+    SubmissionError,
     TimeoutTaskError,
 )
 from dask_batch.resources import for_dask_task
@@ -438,3 +439,22 @@ def test_a_client_asks_at_its_pace_however_many_jobs_it_follows(fake, tmp_path, 
     assert {call.arguments for call in fake.calls("squeue")[before:]} == {
         fake.calls("squeue")[before].arguments
     }
+
+
+def test_a_refused_worker_is_told_in_slurms_words(fake, tmp_path):
+    with SlurmClusterExecutor(
+        1,
+        cache_directory=tmp_path / "cache",
+        block_allocation=True,
+        resource_dict={"partition": "nope", "retries": 1},
+        **PACE,
+    ) as exe:
+        calls = [exe.submit(bodies.add, 1, i) for i in range(3)]
+        calls.append(exe.submit(bodies.add, calls[0], 1))
+        for call in calls[:3]:
+            with pytest.raises(SubmissionError, match="invalid partition") as caught:
+                call.result(PATIENCE_S)
+            assert "invalid partition" in caught.value.output
+            assert isinstance(caught.value, subprocess.CalledProcessError)
+        with pytest.raises(DependencyFailedError, match="invalid partition"):
+            calls[3].result(PATIENCE_S)

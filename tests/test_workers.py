@@ -23,6 +23,7 @@ import pytest
 import worker_bodies as bodies
 from clients import poll
 from dask_batch import SingleNodeExecutor, cluster_get
+from dask_batch.backends.within.launcher import Room
 from dask_batch.backends.workers.process import WorkerProcesses
 from dask_batch.backends.workers.worker import State
 from dask_batch.errors import (
@@ -321,6 +322,29 @@ def test_what_is_no_number_of_workers_is_refused(open_executor: Open, number: An
     assert exe.max_workers == 1
 
 
+def test_more_than_there_is_room_for_is_refused_and_the_number_stays(
+    open_executor: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exe = open_executor(1, max_cores=2)
+    with pytest.raises(ConfigurationError, match=r"max_workers=3 .*max_cores=2"):
+        exe.max_workers = 3
+    monkeypatch.setattr(WorkerProcesses, "room", lambda _: Room(cpus=4))
+    there = open_executor(2, resource_dict={"threads_per_core": 2})
+    for moment in ("before there are any", "when there are"):
+        with pytest.raises(ConfigurationError, match=r"max_workers=3 .*there are 4 CPUs"):
+            there.max_workers = 3
+        assert (exe.max_workers, there.max_workers) == (1, 2), moment
+        assert there.submit(bodies.process, moment).result(60)
+
+
+def test_after_the_shutdown_there_is_no_number(open_executor: Open) -> None:
+    exe = open_executor(2)
+    exe.shutdown()
+    assert exe.max_workers is None
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        exe.max_workers = 3
+
+
 def test_without_workers_the_number_stays(cache: Path) -> None:
     with SingleNodeExecutor(2, cache_directory=cache) as exe:
         assert exe.max_workers == 2
@@ -374,9 +398,15 @@ def test_when_no_worker_is_left_nobody_waits(open_executor: Open, limit: int) ->
     for future in others:  # some may have come between two deaths
         error = future.exception(60)
         assert error is None or "no worker is left" in f"{error} {error.__cause__}"
-    with pytest.raises(TaskError) as caught:
+    with pytest.raises(DiedTaskError) as caught:
         exe.submit(bodies.process, 7).result(60)
-    assert "no worker is left" in f"{caught.value} {caught.value.__cause__}"
+    error = caught.value
+    assert "no worker is left: worker 0 (process " in error.message
+    assert "signal 9 (SIGKILL" in error.message
+    assert f"restart_limit={limit} is used up" in error.message
+    assert f"Raise restart_limit (it is {limit})" in error.advice
+    assert error.log is None  # no worker has begun it
+    assert "no record of why" not in str(error)
 
 
 def test_a_death_takes_no_other_worker_along(open_executor: Open, traces: Path) -> None:
@@ -645,6 +675,7 @@ def test_a_client_that_just_ends_leaves_nothing(tmp_path: Path, cache: Path, tra
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"hostname_localhost": True}, "hostname_localhost=True.*block_allocation=True"),
         ({"init_function": dict}, "init_function.*block_allocation=True"),
         ({"restart_limit": 1}, "restart_limit.*block_allocation=True"),
         ({"block_allocation": True, "init_function": 3}, "init_function must be callable"),

@@ -72,3 +72,7 @@ def test_no_worker_outlives_a_client_that_is_killed(
 def test_more_workers_than_the_instance_has_room_for_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="max_workers=10000"):
         FluxJobExecutor(10_000, cache_directory=tmp_path / "cache", block_allocation=True)
+    with FluxJobExecutor(1, cache_directory=tmp_path / "cache", block_allocation=True) as exe:
+        with pytest.raises(ConfigurationError, match=r"max_workers=10000.*CPUs in all"):
+            exe.max_workers = 10_000
+        assert exe.max_workers == 1

@@ -15,9 +15,9 @@ from dask_batch.queue_files import read_queues
 from dask_batch.queues import backend_of
 from dask_batch.resources import merge_resources
 
-__all__ = ["resolve"]
+__all__ = ["default_cache_directory", "resolve"]
 
-_OF_WORKERS: Final = ("init_function", "restart_limit")
+_OF_WORKERS: Final = ("init_function", "restart_limit", "hostname_localhost")
 
 
 def resolve(**keywords: Any) -> Options:
@@ -66,9 +66,15 @@ def resolve(**keywords: Any) -> Options:
     for name in () if options.block_allocation else _OF_WORKERS:
         if getattr(options, name):
             raise ConfigurationError(
-                f"{name} is for workers that stay: say block_allocation=True as well"
+                f"{name}={getattr(options, name)!r} is for workers that stay: say "
+                "block_allocation=True as well"
             )
     return options
+
+
+def default_cache_directory() -> Path:
+    """Return where results are kept if nobody has said where."""
+    return _folder(settings.default("cache_directory"))
 
 
 _RESOURCES: Final = ("pmi_mode", "openmpi_oversubscribe")

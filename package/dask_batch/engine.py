@@ -50,12 +50,16 @@ _ending = threading.Event()
 def _hand_over_the_rest() -> None:
     """Hand over what was asked for in the last moments of a script that just ends.
 
-    Jobs that would end with this process are waited for, as those of the standard library are.
+    Jobs that would end with this process, or lose their cache with it, are waited for, as those of
+    the standard library are.
     """
-    for engine in list(_engines):
+    engines = list(_engines)
+    for engine in engines:
         engine.flush()
-        if ends_with_client(engine.backend.name):
+        if engine.outlasts or ends_with_client(engine.backend.name):
             engine.outlast()
+    for engine in engines:
+        engine.ended()
     _ending.set()
 
 
@@ -72,7 +76,10 @@ class Engine:
     Attributes
     ----------
     ended
-        Called in the end, when nothing is under way any more.
+        Called in the end, when nothing is under way any more; at the end of this process, when that
+        has been waited for as far as it is.
+    outlasts
+        Whether this process does not end before its jobs have.
     """
 
     def __init__(self, hand_over: HandOver, watch: Watch) -> None:
@@ -92,6 +99,7 @@ class Engine:
         self._between_looks = 0.0
         self._leaving = False
         self.ended: Callable[[], None] = lambda: None
+        self.outlasts = False
         hand_over.between = self._between
         hand_over.meanwhile = self._meanwhile
         watch.given_up = self._given_up

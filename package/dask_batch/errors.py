@@ -17,6 +17,7 @@
     │   ├── BackendUnavailableError       it is not there
     │   ├── CommandError                  one of its commands failed
     │   ├── JobEndingError                a job cannot be run again before it has ended
+    │   ├── NoWorkerError                 no long-lived worker is left to begin a job
     │   └── SubmissionError               it refused a job (also a CalledProcessError)
     │       └── QueueFullError            for now: too many jobs
     └── TaskError (RuntimeError)          a job ended without a result
@@ -66,6 +67,7 @@ __all__ = [
     "LostTaskError",
     "MissingEntryError",
     "NoOutputTaskError",
+    "NoWorkerError",
     "NodeFailureTaskError",
     "OutOfMemoryTaskError",
     "OutdatedInputWarning",
@@ -211,6 +213,20 @@ class SubmissionError(BackendError, subprocess.CalledProcessError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.returncode, self.cmd, self.output), dict(self.__dict__)
+
+
+class NoWorkerError(BackendError):
+    """No long-lived worker is left, and none is to come.
+
+    Attributes
+    ----------
+    advice : str
+        What to try.
+    """
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 class QueueFullError(SubmissionError):

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dask_batch.compat.parameters import Parameters
+from dask_batch.compat.parameters import Parameters, checked_workers
 from dask_batch.compat.surface import FixedWorkersError, Surface
 from dask_batch.config import resolve
 from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
 from dask_batch.options import Options
-from dask_batch.preparation import call_resources
+from dask_batch.preparation import call_resources, check_call_resources
+from dask_batch.private import PrivateCache, unnamed
 from dask_batch.resources import merge_resources
 from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session
@@ -42,6 +43,8 @@ class BatchExecutor(Surface):
         lets.
     cache_directory
         Where results are kept. Default: Dask's setting ``batch.cache-directory``.
+    max_cores
+        On how many CPUs its jobs may run together, where that can be bounded.
     resource_dict
         Resources of every call that does not say otherwise. It is not changed.
     **options
@@ -63,34 +66,55 @@ class BatchExecutor(Surface):
     """
 
     backend: ClassVar[str] = ""
+    keeps_results: ClassVar[bool] = True
+    """Whether results are kept, and found again, where nobody has named a cache directory."""
 
+    # Positions are those of executorlib's parameters.
     def __init__(
         self,
         max_workers: int | None = None,
-        *,
         cache_directory: str | Path | None = None,
+        max_cores: int | None = None,
         resource_dict: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        if max_workers is not None and max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
         said, options = Parameters.taken(options)
         self._options: Options = self._resolve(
             cache_directory=cache_directory,
             resource_dict=resource_dict,
-            max_workers=max_workers,
+            max_workers=checked_workers(max_workers),
+            max_cores=max_cores,
             **options,
         )
+        check_call_resources(self._options.resource_dict, self._options.queues)
         self._shut_down = False
         self._calls = weakref.WeakSet()
         self._wait, self._drawing = said.wait, said.drawing
+        self._private: PrivateCache | None = None
         if self._drawing is not None:
+            said.refuse_drawing(self._options)
             return  # nothing runs: neither a batch system nor a cache is needed
-        self._sessions = Sessions(self._options)
+        self._sessions = self._open(
+            nothing_kept=not self.keeps_results
+            and unnamed(self._options, cache_directory, resource_dict)
+        )
         self._session: Session = self._sessions.main
         # Without shutdown the jobs go on, and so do the futures as long as the process lives.
         self._finalizer = weakref.finalize(self, self._sessions.let_go)
         self._finalizer.atexit = False
+
+    def _open(self, *, nothing_kept: bool) -> Sessions:
+        if not nothing_kept:
+            return Sessions(self._options)
+        elsewhere, self._private = self._options, PrivateCache.where(self._options.backend)
+        self._options = self._private.options(elsewhere)
+        try:
+            sessions = Sessions(self._options, elsewhere)
+        except BaseException:
+            self._private.remove()
+            raise
+        sessions.outlast(self._private.remove)
+        return sessions
 
     def _resolve(self, **options: Any) -> Options:
         return resolve(backend=self.backend, **options)
@@ -136,7 +160,10 @@ class BatchExecutor(Surface):
                 merge_resources(self._options.resource_dict, asked), self._options.queues
             )
             return self._drawing.call(fn, args, kwargs)
-        return self._remember(self._sessions.of(asked).call(fn, args, kwargs, asked))
+        future = self._remember(self._sessions.of(asked).call(fn, args, kwargs, asked))
+        if self._private is not None:
+            self._private.serve([future])
+        return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.
@@ -154,12 +181,20 @@ class BatchExecutor(Surface):
         ----------
         wait, cancel_futures
             See the table. An executor that was created with ``wait=False`` does not wait.
+
+        Notes
+        -----
+        Where no cache directory is named and nothing is kept, what is left running goes on while
+        this process lives; at its end it is waited for, as the standard library does.
         """
         again, self._shut_down = self._shut_down, True
-        if self._drawing is None:
-            self._sessions.close(wait=wait and self._wait, cancel=cancel_futures)
-        elif not again:
-            self._drawing.finish()
+        if self._drawing is not None:
+            if not again:
+                self._drawing.finish()
+            return
+        self._sessions.close(wait=wait and self._wait, cancel=cancel_futures)
+        if wait and self._wait and self._private is not None:
+            self._private.remove()
 
     def _running(self) -> Session:
         """Return the session, where there is one."""
@@ -235,6 +270,8 @@ class BatchExecutor(Surface):
 
         dsk, keys = capture(collections, optimize_graph=optimize_graph, **kwargs)
         futures = self._running().graph(dsk, keys, resource_dict or {}, refresh=refresh).futures()
+        if self._private is not None:
+            self._private.serve(futures)
         return futures[0] if len(collections) == 1 else futures
 
     @contextlib.contextmanager
@@ -259,14 +296,21 @@ class BatchExecutor(Surface):
     def max_workers(self) -> int | None:
         """How many jobs of this executor may run at a time; None: no bound of its own.
 
+        After the shutdown it is None.
+
         With ``block_allocation`` it is the number of workers, and can be set: more are started, or
         some end, those that are busy after their task.
 
         Raises
         ------
         ConfigurationError
-            It is set, and there are no workers; or to what is no number of workers.
+            It is set, and there are no workers; or to what is no number of workers, or more than
+            there is room for.
+        RuntimeError
+            It is set, and the executor has been shut down.
         """
+        if self._shut_down:
+            return None
         pool = None if self._drawing is not None else self._session.workers
         return self._options.max_workers if pool is None else pool.count
 
@@ -277,6 +321,8 @@ class BatchExecutor(Surface):
                 f"max_workers={number!r}: the number of workers can only be changed where there "
                 "are workers, with block_allocation=True; without them, create another executor"
             )
+        if self._shut_down:
+            raise RuntimeError("there are no workers after shutdown")
         self._session.resize(number)
 
     @property
@@ -298,9 +344,32 @@ BaseExecutor = BatchExecutor
 
 
 class SingleNodeExecutor(BatchExecutor):
-    __doc__ = BatchExecutor.__doc__
+    """The executor for this machine: its calls and graphs become jobs of the local queue.
+
+    An executor is also a Dask scheduler: ``dask.compute(x, scheduler=executor)``.
+
+    Parameters
+    ----------
+    max_workers
+        How many jobs of this executor may run at the same time; None: as many as the machine has
+        room for.
+    cache_directory
+        Where results are kept. None: where Dask's setting ``batch.cache-directory`` says; if that
+        is at its default, nowhere, and every call runs. The results are then in a temporary folder
+        of this executor's own, which is removed when it is shut down and its jobs are over.
+    max_cores
+        On how many CPUs they may run together.
+    resource_dict, **options
+        As for every executor: :class:`BatchExecutor`.
+
+    Raises
+    ------
+    ConfigurationError, CacheError, BackendUnavailableError
+        As every executor.
+    """
 
     backend: ClassVar[str] = "local"
+    keeps_results: ClassVar[bool] = False
 
 
 class SlurmClusterExecutor(BatchExecutor):

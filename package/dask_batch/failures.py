@@ -23,10 +23,12 @@ from dask_batch.errors import (
     LostTaskError,
     NodeFailureTaskError,
     NoOutputTaskError,
+    NoWorkerError,
     OutOfMemoryTaskError,
     PreemptedTaskError,
     RemoteError,
     RemoteTraceback,
+    SubmissionError,
     TaskError,
     TimeoutTaskError,
     UnstorableResultError,
@@ -77,6 +79,7 @@ def failure_of(
     log: Path | None,
     end: Mapping[str, Any] | None,
     cut: Mapping[str, Any] | None = None,
+    unbegun: Exception | None = None,
 ) -> BaseException:
     """Return the exception that a verdict other than *done* becomes.
 
@@ -90,17 +93,26 @@ def failure_of(
         The attempt's end record.
     cut
         Where it stood when it was warned of its end, if it was.
+    unbegun
+        Why it never began, if that is known: it has no log. A refusal is told as it is.
 
     Returns
     -------
     BaseException
         For an exception of the user's function, that exception itself, with its remote traceback
         as ``__cause__``; a :class:`~dask_batch.errors.RemoteError` that stands in for it where it
-        cannot be unpickled, or is no :class:`Exception`; else a leaf of
+        cannot be unpickled, or is an order to an interpreter (``SystemExit``); else a leaf of
         :class:`~dask_batch.errors.TaskError`.
     """
     error = _failure(
-        verdict, key=key, function=function, job_id=job_id, state=state, log=log, end=end, cut=cut
+        *(verdict, unbegun),
+        key=key,
+        function=function,
+        job_id=job_id,
+        state=state,
+        log=log,
+        end=end,
+        cut=cut,
     )
     if end is not None and end.get("error_log"):
         with contextlib.suppress(Exception):  # its class may not let a note be added
@@ -110,6 +122,7 @@ def failure_of(
 
 def _failure(
     verdict: Verdict,
+    unbegun: Exception | None,
     *,
     key: str,
     function: str,
@@ -121,6 +134,9 @@ def _failure(
 ) -> BaseException:
     if verdict.outcome is Outcome.EXCEPTION and end is not None:
         return _users_own(end, key=key, function=function, job_id=job_id, log=log)
+    if isinstance(unbegun, SubmissionError):
+        return unbegun
+    log = log if unbegun is None else None
     error = _ERRORS[verdict.outcome](
         f"{function or 'a task'}: {verdict.message}{_where_it_stood(verdict, cut)}",
         key=key,
@@ -130,6 +146,7 @@ def _failure(
         evidence=verdict.evidence,
         log=log,
         tail=tail_of(log),
+        advice=unbegun.advice if isinstance(unbegun, NoWorkerError) else "",
     )
     if isinstance(error, DependencyFailedError) and end is not None:
         error.root = str(end.get("root", ""))

@@ -153,6 +153,8 @@ def _from_record(end: Mapping[str, Any]) -> Verdict:
 
 
 def _how_it_died(status: JobStatus) -> str:
+    if status.unbegun is not None:
+        return str(status.unbegun)
     signal = signal_of(status)
     if signal is not None:
         return f"the job was killed by signal {signal}{_SIGNALS.get(signal, '')}"

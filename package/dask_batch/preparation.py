@@ -246,6 +246,20 @@ def call_resources(asked: Mapping[str, Any], queues: Queues | None = None) -> di
     return _normal(asked, resources.for_executor_call, queues)
 
 
+def check_call_resources(asked: Mapping[str, Any], queues: Queues | None = None) -> None:
+    """Check the resources of an executor, of which calls and graphs make what they mean there.
+
+    Raises
+    ------
+    ResourceError, TemplateError
+        As for a call.
+    """
+    printed = _variables(asked)
+    if queues is not None:
+        printed |= queues.variables(asked.get("queue"))
+    resources.check_resources(asked, template_variables=printed)
+
+
 def said_resources(annotations: Mapping[str, Any]) -> dict[str, Any]:
     """Return the resources among the annotations of a task.
 

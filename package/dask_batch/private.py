@@ -14,16 +14,19 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from dask_batch.backends.within.extent import spans_machines
 from dask_batch.backends.within.place import is_over, this_place
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.owner import Owner
+from dask_batch.config import default_cache_directory
 from dask_batch.errors import ConfigurationError
+from dask_batch.options import Options
 
-__all__ = ["PrivateCache", "shared_place"]
+__all__ = ["PrivateCache", "shared_place", "unnamed"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,14 @@ def shared_place() -> Path:
     )
 
 
+def unnamed(
+    options: Options, cache_directory: object, resource_dict: Mapping[str, Any] | None
+) -> bool:
+    """Whether nobody has named a cache directory: no parameter, no resource, no setting."""
+    said = (cache_directory, (resource_dict or {}).get("cache_directory"))
+    return said == (None, None) and options.cache_directory == default_cache_directory()
+
+
 class PrivateCache:
     """A folder that is removed with its owner.
 
@@ -63,6 +74,11 @@ class PrivateCache:
     ----------
     path
         The cache directory.
+
+    Notes
+    -----
+    Who owns it has it removed at the end of the process: nothing else knows when its jobs are over.
+    What is left all the same, the next one sweeps away.
     """
 
     def __init__(self, place: Path | None = None) -> None:
@@ -75,6 +91,30 @@ class PrivateCache:
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         # A forked child leaves it alone.
         self._remover = weakref.finalize(self, _remove, folder, os.getpid())
+        self._remover.atexit = False  # its jobs are waited for first: see the engine
+
+    @classmethod
+    def where(cls, backend: str) -> PrivateCache:
+        """Make one that all jobs of a backend see.
+
+        Raises
+        ------
+        ConfigurationError
+            No folder is known that they all see.
+        """
+        return cls(shared_place() if spans_machines(backend) else None)
+
+    def options(self, options: Options) -> Options:
+        """Return options as they are for who keeps nothing: every call runs, unless told otherwise.
+
+        No steward: who would look after jobs without a client has lost their cache with it.
+        """
+        return dataclasses.replace(
+            options,
+            cache_directory=self.path,
+            resource_dict={"cache": False, **options.resource_dict},
+            steward=False,
+        )
 
     def serve(self, futures: Iterable[Any]) -> None:
         """Take note of futures whose values are to outlive the folder."""
@@ -90,7 +130,9 @@ class PrivateCache:
                     future.result()
                 except Exception as error:  # told again to whoever asks for the value
                     logger.warning("a result cannot be kept: %s", error)
-        self._remover()
+        if (detached := self._remover.detach()) is not None:  # late in a process it does nothing
+            _, remove, args, _ = detached
+            remove(*args)
 
 
 def _remove(folder: Path, pid: int) -> None:

@@ -133,6 +133,18 @@ class Queues:
         """Keep what one job for several tasks needs within the limits of their queue."""
         return self._queue(normal.get(QUEUE)).within(normal)
 
+    def variables(self, name: Any) -> frozenset[str]:
+        """Return what may be said beside resources that are known: what any template uses.
+
+        Raises
+        ------
+        ResourceError
+            There is no queue of that name.
+        """
+        self._queue(name)
+        templates = (queue.template for queue in self.queues.values())
+        return frozenset({QUEUE}).union(*(variables_of(text) for text in templates if text))
+
     def _queue(self, name: Any) -> Queue:
         queue = self.queues.get(self.primary if name is None else name)
         if queue is None:

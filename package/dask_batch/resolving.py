@@ -116,6 +116,7 @@ class Resolving:
             state=entry.status.word if entry.status is not None else str(end.get("state", "")),
             log=standing.log_stem.with_suffix(".err"), end=end,
             cut=attempts.read_cut(self._cache, key, standing.generation),
+            unbegun=entry.status.unbegun if entry.status is not None else None,
         )  # fmt: skip
         self._fell(key, entry, error)
         self._fail_children(entry, error, root=key, root_function=entry.function)

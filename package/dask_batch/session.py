@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,11 +105,13 @@ class Session:
         )
         self.deferred = Deferred()
         self.workers: WorkerPool | None = None
+        self._check_workers: Callable[[int], None] = lambda _: None
         self._preparer = Preparer(cache, backend, options)
 
     def employ(self, force: Workforce) -> None:
         """Have tasks run on workers."""
         self.workers = force.pool
+        self._check_workers = force.check
         self._preparer.initial = force.initial
 
     def resize(self, number: int) -> None:
@@ -118,13 +120,15 @@ class Session:
         Raises
         ------
         ConfigurationError
-            It is no number of workers.
+            It is no number of workers, or there is no room for so many.
         """
         assert self.workers is not None, "who has none is not asked to have more"
         try:
-            self.workers.resize(resource_values.count(number))
+            count = resource_values.count(number)
         except ValueError as error:
             raise ConfigurationError(f"max_workers {error}, not {number!r}") from None
+        self._check_workers(count)
+        self.workers.resize(count)
 
     def surroundings(self) -> Surroundings:
         """Take the surroundings of this moment."""
@@ -274,6 +278,10 @@ class Session:
         return [self._job(job.resources, job.function) for job in distinct.values()]
 
     # ---- the end -----------------------------------------------------------------------------
+
+    def idle(self) -> bool:
+        """Whether nothing is under way, and no call waits for others."""
+        return not self.deferred and self.engine.idle()
 
     def close(self, *, wait: bool, cancel: bool) -> None:
         """End as ``executor.shutdown`` says."""

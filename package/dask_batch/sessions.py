@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,21 @@ class Sessions:
     ----------
     options
         The executor's; the session of their cache is open at once.
+    elsewhere
+        Those of calls that name another cache; None: the same.
+
+    Attributes
+    ----------
+    ended
+        Called when nothing is under way any more in any of them, perhaps more than once.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, elsewhere: Options | None = None) -> None:
+        self.ended: Callable[[], None] = lambda: None
         self.main = open_session(options)
         self._by_cache = {options.cache_directory: self.main}
         self._options = options
+        self._elsewhere = elsewhere or options
 
     def of(self, resource_dict: Mapping[str, Any]) -> Session:
         """Return the session for a call with these resources.
@@ -47,8 +56,20 @@ class Sessions:
                 "cache; create another executor for another one"
             )
         if path not in self._by_cache:
-            self._by_cache[path] = open_session(replace(self._options, cache_directory=path))
+            session = open_session(replace(self._elsewhere, cache_directory=path))
+            session.engine.ended = self._one_ended
+            self._by_cache[path] = session
         return self._by_cache[path]
+
+    def outlast(self, ended: Callable[[], None]) -> None:
+        """Have this process wait at its end for what is under way; then, call ``ended``."""
+        self.ended = ended
+        self.main.engine.outlasts = True
+        self.main.engine.ended = self._one_ended
+
+    def _one_ended(self) -> None:
+        if all(session.idle() for session in list(self._by_cache.values())):
+            self.ended()
 
     def close(self, *, wait: bool, cancel: bool) -> None:
         """End all as ``executor.shutdown`` says."""

@@ -8,6 +8,7 @@ is copied, commented out, to where Dask's other files are. An existing section `
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,7 +18,15 @@ from dask_batch.errors import ConfigurationError
 from dask_batch.options import KEYWORDS
 from dask_batch.resource_values import lines
 
-__all__ = ["SETTINGS", "configured", "from_jobqueue", "mapping", "register_defaults", "unknown"]
+__all__ = [
+    "SETTINGS",
+    "configured",
+    "default",
+    "from_jobqueue",
+    "mapping",
+    "register_defaults",
+    "unknown",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +86,18 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
     return f"unknown {what} {name!r}.{hint} Known are: {', '.join(sorted(known))}."
 
 
+@functools.cache
+def _defaults() -> Mapping[str, Any]:
+    import yaml
+
+    return mapping(_SECTION, yaml.safe_load(_DEFAULTS_FILE.read_text(encoding="utf-8"))[_SECTION])
+
+
+def default(keyword: str) -> Any:
+    """Return what ``batch.yaml`` says where nobody has said anything else."""
+    return _defaults()[_setting(keyword)]
+
+
 _registered = False
 
 
@@ -86,10 +107,8 @@ def register_defaults() -> None:
     if _registered:
         return
     import dask
-    import yaml
 
-    defaults = yaml.safe_load(_DEFAULTS_FILE.read_text(encoding="utf-8"))
-    dask.config.update_defaults(defaults)
+    dask.config.update_defaults({_SECTION: dict(_defaults())})
     # A home that cannot be written to is no reason to fail: Dask itself looks away, too.
     dask.config.ensure_file(source=str(_DEFAULTS_FILE))
     _registered = True

@@ -55,13 +55,28 @@ class Workforce:
         Starts them, and gives them jobs.
     options
         The session's, as they are for tasks on workers.
+    room
+        What there is for all of them together.
     initial
         The key of the ``init_function``; empty: there is none.
     """
 
     pool: WorkerPool
     options: Options
+    room: Room
     initial: str = ""
+
+    def check(self, count: int) -> None:
+        """Refuse more workers than there is room for.
+
+        Raises
+        ------
+        ConfigurationError
+            It names the room.
+        """
+        normal = call_resources(self.options.resource_dict, self.options.queues)
+        _check_cap(count, self.options.max_cores, _cpus(normal))
+        _check_room(self.room, count, normal)
 
 
 def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) -> Workforce:
@@ -84,7 +99,8 @@ def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) ->
     normal = call_resources(options.resource_dict, options.queues)
     count = _count(options, normal)
     starter = _starter(options)
-    _check_room(starter.room(), count, normal)
+    room = starter.room()
+    _check_room(room, count, normal)
     _sweep(cache)
     surroundings = Surroundings.current(client_environment())
     name = pool_name()
@@ -109,18 +125,14 @@ def open_workforce(cache: Cache, options: Options, common: Mapping[str, Any]) ->
         Meeting, initial=first is not None, owner=Owner.current(), ranks=ranks_of(normal)
     )
     _open(place, _door(options), pool, meeting)
-    return Workforce(pool, _for_tasks(options), first.key if first is not None else "")
+    return Workforce(pool, _for_tasks(options), room, first.key if first is not None else "")
 
 
 def _count(options: Options, normal: Mapping[str, Any]) -> int:
     """Return how many workers there are to be."""
-    cpus = int(normal["cores"] * normal["threads_per_core"])
+    cpus = _cpus(normal)
     if options.max_workers is not None:
-        if options.max_cores is not None and options.max_workers * cpus > options.max_cores:
-            raise ConfigurationError(
-                f"max_workers={options.max_workers} of {cpus} CPUs each are more than "
-                f"max_cores={options.max_cores}: leave out one of them"
-            )
+        _check_cap(options.max_workers, options.max_cores, cpus)
         return options.max_workers
     if options.max_cores is None and options.backend != "local":
         raise ConfigurationError(
@@ -131,6 +143,18 @@ def _count(options: Options, normal: Mapping[str, Any]) -> int:
     if room < cpus:
         raise ConfigurationError(f"a worker has {cpus} CPUs, and there are to be {room} in all")
     return room // cpus
+
+
+def _cpus(normal: Mapping[str, Any]) -> int:
+    return int(normal["cores"] * normal["threads_per_core"])
+
+
+def _check_cap(count: int, max_cores: int | None, cpus: int) -> None:
+    if max_cores is not None and count * cpus > max_cores:
+        raise ConfigurationError(
+            f"max_workers={count} of {cpus} CPUs each are more than max_cores={max_cores}: leave "
+            "out one of them"
+        )
 
 
 def _check_room(room: Room, count: int, normal: Mapping[str, Any]) -> None:

@@ -65,6 +65,8 @@ class JobStatus:
     """Who said so: ``squeue``, ``sacct``, ``local queue``."""
     name: str = ""
     """The job's name, where the batch system tells it: ids can be given out a second time."""
+    unbegun: Exception | None = None
+    """Why it never began, where the queue is one of this process and knows."""
     restarts: int | None = None
     """How often the job was put back into the queue, where the batch system tells it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from dask_batch.compat.drawing import Drawing, wanted_drawing
 from dask_batch.errors import ConfigurationError
-from dask_batch.resource_values import flag
+from dask_batch.options import Options
+from dask_batch.resource_values import flag, integer
 
-__all__ = ["Parameters"]
+__all__ = ["Parameters", "checked_workers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,46 @@ class Parameters:
         picture = _file(rest, "plot_dependency_graph_filename")
         workflow = _file(rest, "export_workflow_filename")
         return cls(wait, wanted_drawing(plot=plot, picture=picture, workflow=workflow)), rest
+
+    def refuse_drawing(self, options: Options) -> None:
+        """Refuse what has no meaning where calls are drawn.
+
+        Raises
+        ------
+        ConfigurationError
+            Names it.
+        """
+        if options.disable_dependencies:
+            raise ConfigurationError(
+                "disable_dependencies=True: the calls are to be drawn, and what is drawn are their "
+                "dependencies; leave out one of both"
+            )
+
+
+def checked_workers(number: Any) -> int | None:
+    """Check the first parameter of an executor, which others' first parameter may be mistaken for.
+
+    Raises
+    ------
+    ConfigurationError
+        It is no number of workers.
+    """
+    if number is None:
+        return None
+    try:
+        workers = integer(number)
+    except ValueError:
+        workers = None
+    if workers is not None and workers < 1:
+        raise ConfigurationError(f"max_workers must be greater than 0, not {number!r}")
+    if workers is not None:
+        return workers
+    if isinstance(number, (str, os.PathLike)):
+        raise ConfigurationError(
+            f"max_workers must be a whole number, not {str(number)!r}; a directory for results "
+            "goes to cache_directory="
+        )
+    raise ConfigurationError(f"max_workers must be a whole number, not {number!r}")
 
 
 def _flag(name: str, value: Any, *, default: bool = False) -> bool:

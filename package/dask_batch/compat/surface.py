@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import queue
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dask_batch.compat.batches import batched
@@ -41,6 +42,36 @@ class Surface(concurrent.futures.Executor):
 
     def _waiting(self) -> list[concurrent.futures.Future[Any]]:
         return [future for future in self._calls if not (future.running() or future.done())]
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Any,
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[Any]:
+        """Hand in a call for each item, and return an iterator over the values in their order.
+
+        Parameters
+        ----------
+        fn
+            As in ``submit``.
+        *iterables
+            As in the standard library; or futures of such, which are waited for at once.
+        timeout
+            Seconds, from now on, that all this may take; None: as long as it takes.
+        chunksize
+            Has no meaning here: each call is a task.
+
+        Raises
+        ------
+        TimeoutError
+            An iterable, or while iterating a value, has not come in time. In the latter case, and
+            with any other error, what has not started by then is cancelled.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        found = [_value(iterable, until) for iterable in iterables]
+        return super().map(fn, *found, timeout=_left_s(until), chunksize=chunksize)
 
     def batched(
         self, iterable: Sequence[concurrent.futures.Future[Any]], n: int
@@ -108,3 +139,13 @@ class Surface(concurrent.futures.Executor):
 
     def __bool__(self) -> bool:
         return True
+
+
+def _value(iterable: Any, until: float | None) -> Any:
+    if isinstance(iterable, concurrent.futures.Future):
+        return iterable.result(_left_s(until))
+    return iterable
+
+
+def _left_s(until: float | None) -> float | None:
+    return None if until is None else max(0.0, until - time.monotonic())

@@ -20,6 +20,7 @@ from dask_batch.backends import templating
 from dask_batch.backends.base import Job
 from dask_batch.backends.commands.system import Argv, System, Waits, name_at
 from dask_batch.backends.slurm.options import thread_variables
+from dask_batch.job.ranks.launch import MPIEXEC
 
 __all__ = [
     "arguments",
@@ -106,6 +107,11 @@ def refuse_what_is_not_printed(system: System, resources: Mapping[str, Any]) -> 
     printed = templating.template_variables(source or templating.builtin_template(system.template))
     said = {*printed, *(system.options if source else ()), *_implied(printed)}
     lost = [name for name in _ASKED_FOR if resources.get(name) and name not in said]
+    if resources.get("pmi_mode") not in (None, MPIEXEC):
+        return (
+            f"resource 'pmi_mode' = {resources['pmi_mode']!r}: MPI ranks are started by mpiexec "
+            f"under {system.title}; leave it out, or say {MPIEXEC!r}"
+        )
     if resources.get("slurm_cmd_args"):
         lost.append("slurm_cmd_args")
     cpus = resources["cores"] * resources["threads_per_core"]

@@ -16,6 +16,7 @@ from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.script import DEFAULT_PROGRAM
 from dask_batch.backends.local.submission import Member, Profile
 from dask_batch.errors import ResourceError
+from dask_batch.job.ranks.launch import MPIEXEC
 
 __all__ = ["Profiles", "check_resources"]
 
@@ -68,6 +69,9 @@ def check_resources(
     for name, things in _MEANINGLESS.items():
         if wanted.get(name):
             raise _refusal(job, name, f"the local queue has no {things}; leave it out")
+    if wanted.get("pmi_mode") not in (None, MPIEXEC):
+        why = f"MPI ranks are started by mpiexec here; leave it out, or say {MPIEXEC!r}"
+        raise _refusal(job, "pmi_mode", why)
     if gpus(wanted) > len(devices.names):
         raise _refusal(job, "gpus_per_core", _too_few_gpus(gpus(wanted), devices))
     if (wanted.get("num_nodes") or 1) > 1:

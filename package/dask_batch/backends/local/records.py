@@ -70,6 +70,8 @@ class Outcome:
     exit_code: int | None = None
     signal: int | None = None
     reason: str = ""
+    unbegun: Exception | None = None
+    """Why it never began, as it was raised; known where its queue is in the same process."""
 
 
 @dataclass(slots=True)

@@ -212,6 +212,7 @@ class WithinBackend:
             reason="" if how is None else how.reason,
             source=f"the {self.name} queue",
             name=job.name,
+            unbegun=None if how is None else how.unbegun,
         )
 
     def find(self, names: Collection[str]) -> dict[str, str]:

@@ -183,7 +183,7 @@ class Keeper:
         try:
             started = self._launcher.start(order, self._job_id(job.number))
         except BackendError as error:
-            self._failed(job.number, str(error))
+            self._failed(job.number, str(error), error)
         except Exception as error:
             logger.exception("job %s cannot be started", job.name)
             self._failed(job.number, f"it could not be started: {error!r}")
@@ -192,9 +192,9 @@ class Keeper:
             deadline = None if limit_s is None else now + float(limit_s)
             self._running[job.number] = _Running(started, limit_s, deadline)
 
-    def _failed(self, number: int, reason: str) -> None:
+    def _failed(self, number: int, reason: str, error: Exception | None = None) -> None:
         with self.lock:
-            self._queue.end(number, Outcome(JobState.FAILED, reason=reason))
+            self._queue.end(number, Outcome(JobState.FAILED, reason=reason, unbegun=error))
             self._news = True  # there is room again
 
     # ---- ends ------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Keeper:
     def _note(self, number: int, how: Ended) -> None:
         """Note how a job has ended; with the lock."""
         run = self._running.pop(number)
-        outcome = Outcome(how.state, how.exit_code, how.signal, how.reason)
+        outcome = Outcome(how.state, how.exit_code, how.signal, how.reason, how.unbegun)
         self._queue.end(number, under_verdict(outcome, run.verdict))
 
     def _order(self, number: int, verdict: Outcome, now: float) -> None:

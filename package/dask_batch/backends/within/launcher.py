@@ -35,6 +35,8 @@ class Ended:
     signal: int | None = None
     reason: str = ""
     """In words, where an exit code does not say it all."""
+    unbegun: Exception | None = None
+    """Why it was not even begun, if it was not."""
 
 
 class Started(Protocol):

@@ -116,13 +116,13 @@ class WorkerPool:
 
         Raises
         ------
-        BackendError
-            There is none, and none will come.
+        NoWorkerError, SubmissionError
+            There is none, and none will come; it says why.
         """
         with self._lock:
             self._begin()
             if self._staff.deserted:
-                raise BackendError(self._staff.why_none())
+                raise self._staff.why_none()
             assignment = Assignment(job, job_id, self._kill)
             self._waiting.append(assignment)
             self._assign()
@@ -205,9 +205,8 @@ class WorkerPool:
         if self._staff.closing:
             return
         if self._staff.deserted:
-            failed = Ended(JobState.FAILED, reason=self._staff.why_none())
             while self._waiting:
-                self._waiting.popleft().how = failed
+                self._waiting.popleft().how = self._staff.unbegun()
         for worker in self._staff.workers.values():
             if not self._waiting:
                 return
@@ -310,7 +309,7 @@ class WorkerPool:
             workers = self._staff.disband(f"{type(error).__name__}: {error}")
             self._disbanded += workers
             for worker in workers:
-                worker.finish(Ended(JobState.FAILED, reason=self._staff.why_none()))
+                worker.finish(Ended(JobState.FAILED, reason=str(self._staff.why_none())))
             self._assign()
         self._wake()
         self.news()

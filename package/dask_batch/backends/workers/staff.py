@@ -16,7 +16,7 @@ from typing import Final
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.within.launcher import Ended, Launcher, Started
 from dask_batch.backends.workers.worker import State, Worker, words_of
-from dask_batch.errors import BackendError
+from dask_batch.errors import BackendError, NoWorkerError, SubmissionError
 
 __all__ = ["Staff"]
 
@@ -60,6 +60,8 @@ class Staff:
         """Workers to be started: for each, how often the process in its place has died."""
         self._why = ""
         """Why the last one is gone that has not been replaced."""
+        self._refusal: SubmissionError | None = None
+        """The refusal that this was, if the batch system has taken none."""
 
     # ---- how many there are ----------------------------------------------------------------
 
@@ -91,13 +93,21 @@ class Staff:
             if worker.task is None:
                 self.dismiss(worker)
 
-    def why_none(self) -> str:
-        """Say why there is no worker, and what to try."""
-        return (
-            f"no worker is left: {self._why or 'all have been dismissed'}. Raise restart_limit if "
-            "that was an accident; if memory was short, ask for more. What the workers said is in "
-            f"{self.like.log_directory}"
+    def why_none(self) -> NoWorkerError | SubmissionError:
+        """Return why there is no worker, and what to try: a refusal in the words it was made in."""
+        if self._refusal is not None:
+            return self._refusal
+        logs = f"what the workers said is in {self.like.log_directory}"
+        return NoWorkerError(
+            f"no worker is left: {self._why or 'all have been dismissed'}",
+            f"Raise restart_limit (it is {self._restart_limit}) if a worker died by accident; if "
+            f"memory was short, ask for more; {logs}.",
         )
+
+    def unbegun(self) -> Ended:
+        """Return the end of a job that no worker has begun, or ever will."""
+        why = self.why_none()
+        return Ended(JobState.FAILED, reason=str(why), unbegun=why)
 
     # ---- they come -------------------------------------------------------------------------
 
@@ -126,6 +136,7 @@ class Staff:
 
     def launched(self, worker: Worker, started: Started) -> None:
         """Take in that a worker's process has been started."""
+        self._refusal = None
         worker.started = started
 
     def failed(self, worker: Worker, error: Exception) -> None:
@@ -133,6 +144,7 @@ class Staff:
         self.workers.pop(worker.number, None)
         if isinstance(error, BackendError):
             self._why = f"worker {worker.number} could not be started: {error}"
+            self._refusal = error if isinstance(error, SubmissionError) else None
             logger.warning(self._why)
             self._due.clear()
         else:  # a fault of our own: who looks before it is told knows why
