@@ -120,7 +120,6 @@ def test_values_that_make_no_sense_are_refused_by_name(keyword, value):
     ("keyword", "default", "other"),
     [
         ("flux_executor", None, object()),
-        ("flux_executor_nesting", False, True),
         ("flux_log_files", True, "flux.out"),
         ("plot_dependency_graph", False, True),
         ("restart_limit", 0, 2),
@@ -138,6 +137,9 @@ def test_parameters_that_are_resources_become_defaults_of_theirs():
     said = resolve(backend="local", pmi_mode="pmix", resource_dict={"pmi_mode": "pmi2"})
     assert said.resource_dict == {"pmi_mode": "pmi2"}
     assert resolve(backend="local", pmi_mode=None).resource_dict == {}
+    assert resolve(backend="local", flux_executor_nesting=False).resource_dict == {}
+    nested = resolve(backend="local", flux_executor_nesting=True).resource_dict
+    assert nested == {"flux_executor_nesting": True}
 
 
 JOBQUEUE = {

@@ -165,6 +165,24 @@ def test_a_job_that_hands_over_jobs(cache: Path, tmp_path: Path) -> None:
     assert not inner & outer_jobs
 
 
+def nested_sums(n: int) -> tuple[list[int], str]:
+    """Hand calls to whatever instance this job is in, and say which that is."""
+    from dask_batch import FluxJobExecutor
+
+    with FluxJobExecutor() as inner:
+        futures = [inner.submit(sum, [i, i]) for i in range(n)]
+        return [future.result() for future in futures], os.environ["FLUX_URI"]
+
+
+def test_jobs_that_fill_an_instance_and_have_one_each(cache: Path) -> None:
+    """All CPUs are taken by calls that hand in calls of their own: those wait for no others."""
+    with FluxClusterExecutor(cache_directory=cache, flux_executor_nesting=True) as exe:
+        futures = [exe.submit(nested_sums, n) for n in range(1, 10)]
+        told = [future.result(240) for future in futures]
+    assert [values for values, _ in told] == [[2 * i for i in range(n)] for n in range(1, 10)]
+    assert len({uri for _, uri in told} | {os.environ["FLUX_URI"]}) == 10
+
+
 def test_leaving_and_coming_back_and_what_was_allocated(cache: Path) -> None:
     exe = FluxClusterExecutor(cache_directory=cache, resource_dict={"threads_per_core": 3})
     left = [exe.submit(sum, [i, i]) for i in range(1, 4)]

@@ -77,14 +77,14 @@ def default_cache_directory() -> Path:
     return _folder(settings.default("cache_directory"))
 
 
-_RESOURCES: Final = ("pmi_mode", "openmpi_oversubscribe")
+_RESOURCES: Final = ("pmi_mode", "openmpi_oversubscribe", "flux_executor_nesting")
 """Resources that executorlib's users know as parameters of an executor."""
 
 
 def _with_resources(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Put parameters that are resources of every task among the resources."""
     rest = {name: value for name, value in keywords.items() if name not in _RESOURCES}
-    given = {name: keywords[name] for name in _RESOURCES if keywords.get(name) is not None}
+    given = {name: keywords[name] for name in _RESOURCES if keywords.get(name) not in (None, False)}
     if given:
         rest["resource_dict"] = {
             **given,

@@ -12,10 +12,6 @@ __all__ = ["without_foreign"]
 _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "export_workflow_filename": ((None,), "an executor exports the calls of its submit"),
     "flux_executor": ((None,), "set FLUX_URI to the instance that the jobs are to go to"),
-    "flux_executor_nesting": (
-        (None, False),
-        "open a FluxJobExecutor in the function, for what it hands in itself",
-    ),
     # Every job has its logs: future.stdout() and future.stderr().
     "flux_log_files": ((None, False, True), "it must be True or False"),
     "plot_dependency_graph": ((None, False), "dask.visualize draws a graph"),
@@ -39,6 +35,17 @@ def without_foreign(keywords: Mapping[str, Any]) -> dict[str, Any]:
             ours[name] = value
             continue
         harmless, reason = _FOREIGN[name]
-        if not any(value is one or (type(value) is type(one) and value == one) for one in harmless):
+        alike = (value is one or (type(value) is type(one) and value == one) for one in harmless)
+        if not any(alike) and not (name == "flux_executor" and _is_of_flux(value)):
             raise ConfigurationError(f"{name}={value!r} cannot be met here: {reason}")
     return ours
+
+
+def _is_of_flux(value: Any) -> bool:
+    """Whether this is an executor of Flux's own bindings.
+
+    It hands jobs to the instance that encloses this process, and so do our executors; that it has
+    threads of its own for that makes no difference to the jobs.
+    """
+    kind = type(value)
+    return kind.__name__ == "FluxExecutor" and kind.__module__.partition(".")[0] == "flux"

@@ -80,6 +80,7 @@ KNOWN: Final[Mapping[str, Key]] = {
         _resource("error_log_file", values.path, "", "file to which errors are appended as well"),
         _resource("submission_template", values.text, "", "Jinja2 text of the job script"),
         _resource("pmi_mode", values.word, "", "how MPI ranks find each other: pmix, pmi2, ..."),
+        _resource("flux_executor_nesting", values.flag, "", "an instance of Flux for each job"),
         _resource("openmpi_oversubscribe", values.flag, "", "more MPI ranks than CPUs"),
         _option("ranks", values.count, "MPI ranks of a Dask task"),
         _option("cache", values.flag, "whether the result may be reused", True),

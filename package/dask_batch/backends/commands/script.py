@@ -107,6 +107,11 @@ def refuse_what_is_not_printed(system: System, resources: Mapping[str, Any]) -> 
     printed = templating.template_variables(source or templating.builtin_template(system.template))
     said = {*printed, *(system.options if source else ()), *_implied(printed)}
     lost = [name for name in _ASKED_FOR if resources.get(name) and name not in said]
+    if resources.get("flux_executor_nesting"):
+        return (
+            f"resource 'flux_executor_nesting': jobs of {system.title} are no instances of Flux; "
+            "leave it out"
+        )
     if resources.get("pmi_mode") not in (None, MPIEXEC):
         return (
             f"resource 'pmi_mode' = {resources['pmi_mode']!r}: MPI ranks are started by mpiexec "

@@ -200,7 +200,7 @@ class Writer:
             gpus=gpus,
             nodes=nodes,
             exclusive=exclusive,
-            nested=slots > 1,
+            nested=slots > 1 or bool(wanted.get("flux_executor_nesting")),
             run_time_s=wanted.get("run_time_max"),
             environment={**job.environment, **self._variables(job)},
             expanded=of_a_task if job.program == "dask_batch.job" else {},

@@ -23,6 +23,7 @@ __all__ = ["Profiles", "check_resources"]
 _GB = 2**30  # as Slurm counts
 
 _MEANINGLESS = {
+    "flux_executor_nesting": "instances of Flux",
     "partition": "partitions",
     "account": "accounts",
     "qos": "qualities of service",

@@ -167,6 +167,11 @@ def refuse_reserved(resources: Mapping[str, Any]) -> None:
         One of them is among the user's further options; or a word is there that sbatch would take
         for the script.
     """
+    if resources.get("flux_executor_nesting"):
+        raise ResourceError(
+            "resource 'flux_executor_nesting': jobs of Slurm are no instances of Flux; leave it "
+            "out, and open a SlurmJobExecutor in the function"
+        )
     for directive in resources.get("job_extra_directives") or ():
         _refuse_words("job_extra_directives", shlex.split(directive))
     _refuse_words("gpu_request", [resources["gpu_request"]] if resources.get("gpu_request") else ())

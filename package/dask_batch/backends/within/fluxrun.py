@@ -146,7 +146,7 @@ class FluxRunLauncher:
         stem = job.log_directory / str(job.index)
         argv = ["flux", "submit", *self._options(job, (f"{stem}.out", f"{stem}.err"))]
         extra = {"DASK_BATCH_BACKEND": NAME}
-        return commands.script_text(job, [*argv, *commands.command(job)], extra)
+        return commands.script_text(job, [*argv, *_command(job)], extra)
 
     # ---- starting --------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class FluxRunLauncher:
         logs = commands.prepare_logs(job)
         words = tempfile.TemporaryFile()  # noqa: SIM115 - what is said is read when it has ended
         child = Child.start(
-            [sys.executable, "-I", "-S", _GUARD, *self._options(job, logs), *commands.command(job)],
+            [sys.executable, "-I", "-S", _GUARD, *self._options(job, logs), *_command(job)],
             env={**commands.environment(job, job_id, NAME), **self._own},
             cwd=commands.directory(job),
             stdout=words,
@@ -206,6 +206,12 @@ def _refuse_marks(job: Job) -> None:
                 f"job {job.name}: {what}: Flux would replace what is between {_TEMPLATE_MARK!r} "
                 f"and '}}}}' in {str(text)!r}; {remedy}"
             )
+
+
+def _command(job: Job) -> list[str]:
+    """Return what Flux is to run: the job, in an instance of its own where that is asked for."""
+    nested = ["flux", "start"] if job.resources.get("flux_executor_nesting") else []
+    return [*nested, *commands.command(job)]
 
 
 @dataclass(slots=True)

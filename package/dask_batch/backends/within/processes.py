@@ -16,6 +16,7 @@ from dask_batch.backends.within.launcher import Ended, Room
 __all__ = ["ProcessLauncher", "StartedProcess", "ended_process"]
 
 _MEANINGLESS: Final = {
+    "flux_executor_nesting": "instances of Flux",
     "partition": "partitions",
     "account": "accounts",
     "qos": "qualities of service",

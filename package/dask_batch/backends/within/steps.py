@@ -31,6 +31,7 @@ __all__ = ["StepLauncher", "read_end"]
 
 NAME: Final = "slurm-step"
 _MEANINGLESS: Final = {
+    "flux_executor_nesting": "instance of Flux",
     "partition": "partition to choose",
     "account": "account to choose",
     "qos": "quality of service to choose",
