@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,48 @@ def test_shutdown_ends_what_runs(cache: Path, tmp_path: Path) -> None:
     exe.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in futures)
     poll(lambda: not jobs_of(cache), 60, "nothing is left in the queue")
+
+
+@pytest.fixture
+def three(cache: Path, tmp_path: Path) -> Iterator[tuple[Any, ...]]:
+    """An executor with a call that runs on all CPUs, one that waits for them, one that depends."""
+    exe = FluxClusterExecutor(cache_directory=cache)
+    cpus = sum(int(word) for word in subprocess.check_output(
+        ["flux", "resource", "list", "-s", "all", "-n", "-o", "{ncores}"], text=True
+    ).split())  # fmt: skip
+    running = exe.submit(gated, tmp_path, "running", resource_dict={"threads_per_core": cpus})
+    waiting = exe.submit(noted, tmp_path, "waiting", 2)
+    dependent = exe.submit(add, waiting, 1)
+    poll(lambda: running.running() and traces(tmp_path)["running"] == 1, 120, "the start")
+    yield exe, running, waiting, dependent
+    open_gate(tmp_path)
+    exe.shutdown(wait=False, cancel_futures=True)
+
+
+def test_shutdown_cancel_waits_for_what_runs(three: tuple[Any, ...], tmp_path: Path) -> None:
+    exe, running, waiting, dependent = three
+    open_gate(tmp_path)
+    exe.shutdown(wait=True, cancel_futures=True)
+    assert running.result() == "running"
+    # What began in the moment in which the first one ended is waited for as well.
+    assert waiting.cancelled() or waiting.result() == 2
+    assert dependent.cancelled() or dependent.result() == 3
+
+
+def test_shutdown_no_wait_leaves_everything(three: tuple[Any, ...], tmp_path: Path) -> None:
+    exe, running, waiting, dependent = three
+    exe.shutdown(wait=False, cancel_futures=False)
+    assert not any(future.done() for future in (running, waiting, dependent))
+    open_gate(tmp_path)
+    assert running.result(120) == "running"
+    assert dependent.result(120) == 3
+
+
+def test_shutdown_no_wait_cancel_ends_everything(three: tuple[Any, ...], tmp_path: Path) -> None:
+    exe, running, waiting, dependent = three
+    exe.shutdown(wait=False, cancel_futures=True)
+    assert [f.cancelled() for f in (running, waiting, dependent)] == [True] * 3
+    assert traces(tmp_path) == {"running": 1}
 
 
 # ---- clients that go ---------------------------------------------------------------------------

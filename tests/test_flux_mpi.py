@@ -13,6 +13,7 @@ from clients import poll
 from dask_batch import FluxClusterExecutor, cluster_get, get_cache_data
 from dask_batch.backends.flux.bindings import Bindings
 from dask_batch.errors import BatchError, CancelledTaskError
+from mpi_bodies import split_into_groups
 
 pytest_plugins = ["flux_systems"]
 pytestmark = [
@@ -70,6 +71,13 @@ def test_ranks_of_a_dask_task(cache: Path) -> None:
     options = {"backend": "flux", "cache_directory": cache}
     (value,) = dask.compute(dask.delayed(len)(task), scheduler=cluster_get, **options)
     assert value == 2
+
+
+def test_communicators_can_be_split(cache: Path) -> None:
+    with FluxClusterExecutor(cache_directory=cache) as exe:
+        groups = exe.submit(split_into_groups, 4, resource_dict={"cores": 8}).result(120)
+    assert [group["color"] for group in groups] == [0] * 4 + [1] * 4
+    assert [group["total"] for group in groups] == [6] * 4 + [22] * 4
 
 
 def test_ranks_that_do_not_find_each_other(cache: Path) -> None:
