@@ -38,6 +38,8 @@ def asked(**more: Any) -> dict[str, Any]:
     [
         (OPEN_MPI, DEBIAN_SLURM, "pmix"),
         (OPEN_MPI, ["none", "pmix_v5", "pmi2"], "pmix_v5"),
+        (OPEN_MPI, ["pmix_v4", "none", "pmix_v10", "pmix_v9"], "pmix_v10"),
+        (OPEN_MPI, ["pmix_v4", "pmix"], "pmix"),
         (OPEN_MPI, ["none", "pmi2"], MPIEXEC),
         (MPICH, DEBIAN_SLURM, "pmi2"),
         (MPICH, ["none", "cray_shasta"], "cray_shasta"),

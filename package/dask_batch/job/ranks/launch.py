@@ -110,9 +110,11 @@ def recommended(library: Library, modes: list[str]) -> str:
     """Return the ``--mpi`` of ``srun`` that a library understands, among those that there are."""
     wanted = ("pmix",) if library.is_open_mpi else ("pmi2", "cray_shasta")
     for name in wanted:
-        fitting = [mode for mode in modes if mode == name or mode.startswith(f"{name}_")]
-        if fitting:
-            return fitting[0]
+        if name in modes:
+            return name
+        versions = [mode for mode in modes if mode.startswith(f"{name}_v")]
+        if versions:
+            return max(versions, key=lambda mode: (len(mode), mode))  # v10 is above v9
     return MPIEXEC
 
 
