@@ -280,7 +280,6 @@ def test_the_number_of_workers_is_fixed_without_workers(cache: Path) -> None:
     "options",
     [
         {"flux_executor": object()},
-        {"flux_executor_nesting": True},
         {"flux_log_files": "yes"},
         {"plot_dependency_graphs": True},
     ],
@@ -289,6 +288,14 @@ def test_what_has_no_meaning_is_refused_by_name(cache: Path, options: dict[str, 
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         SingleNodeExecutor(cache_directory=cache, **options)
     assert not cache.exists()
+
+
+def test_a_machine_without_flux_gives_no_job_an_instance_of_it(cache: Path) -> None:
+    with (
+        SingleNodeExecutor(cache_directory=cache, flux_executor_nesting=True) as exe,
+        pytest.raises(ResourceError, match="flux_executor_nesting.*no instances of Flux"),
+    ):
+        exe.submit(add, 1, 2)
 
 
 # ---- resources ---------------------------------------------------------------------------------
