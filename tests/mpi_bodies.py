@@ -57,6 +57,8 @@ def leaves(at: int, how: str) -> None:
             os._exit(0)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
     comm.Barrier()
     time.sleep(1)
 

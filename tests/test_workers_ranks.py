@@ -36,12 +36,6 @@ KINDS = [
 Open = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep Open MPI from sharing memory: see ``test_ranks``."""
-    monkeypatch.setenv("OMPI_MCA_btl", "self,tcp")
-
-
 @pytest.fixture
 def traces(tmp_path: Path) -> Path:
     folder = tmp_path / "traces"

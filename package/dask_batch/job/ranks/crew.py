@@ -21,6 +21,7 @@ from typing import Any, Final
 from dask_batch.cache.definitions import Definition
 from dask_batch.job.endings import EndedError
 from dask_batch.job.publishing import Publication
+from dask_batch.job.ranks.apart import tidy
 from dask_batch.job.ranks.exchange import Exchange
 from dask_batch.job.ranks.launch import Launch, launch
 from dask_batch.job.ranks.leader import Leader, advice_on, end_ranks, first_of, thread_variables
@@ -198,6 +199,7 @@ class Crew:
         if self._process is not None:
             begun = self._begun or (self._exchange.begun() if self._exchange is not None else [])
             end_ranks(self._process, begun)
+            tidy(self._folder)
 
     def close(self) -> None:
         """End the ranks, and remove what they were told."""

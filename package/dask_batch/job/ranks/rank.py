@@ -27,6 +27,7 @@ from dask_batch.job.fitness import check_files, check_libraries, enter_surroundi
 from dask_batch.job.inputs import Inputs
 from dask_batch.job.kept import NOTHING, Kept
 from dask_batch.job.publishing import Publication, unstorable
+from dask_batch.job.ranks.apart import keep_apart, tidy
 from dask_batch.job.ranks.exchange import Exchange
 from dask_batch.job.ranks.messages import (
     UnreadableError,
@@ -48,7 +49,7 @@ def main(definition: str, index: int, folder: str) -> int:
     order = exchange.order()
     rank: int | None = None
     try:
-        mpi = started_mpi()
+        mpi = started_mpi(exchange.path)
         rank = mpi.COMM_WORLD.rank
         exchange.begin_rank(rank)
         check_size(mpi, order)
@@ -59,12 +60,19 @@ def main(definition: str, index: int, folder: str) -> int:
         failed = EndedError("died", f"a rank failed: {summary(error)}", **described(error))
         return _failed(exchange, rank, failed, order["count"])
     mpi.Finalize()
+    tidy(exchange.path)
     return 0
 
 
-def started_mpi() -> Any:
-    """Initialise MPI and return mpi4py's module."""
-    _keep_apart()
+def started_mpi(task: Path) -> Any:
+    """Initialise MPI and return mpi4py's module.
+
+    Parameters
+    ----------
+    task
+        The directory through which the leader talks to its ranks.
+    """
+    keep_apart(task)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -72,16 +80,6 @@ def started_mpi() -> Any:
             "environment", f"a rank cannot use MPI: {summary(error)}", exit_code=NO_MODULE
         ) from error
     return MPI
-
-
-def _keep_apart() -> None:
-    """Keep jobs of one Flux instance out of each other's shared memory.
-
-    Open MPI 4 numbers all of them alike, and names its segments on a node by that number only.
-    """
-    folder = os.environ.get("FLUX_JOB_TMPDIR")
-    if folder:
-        os.environ.setdefault("OMPI_MCA_btl_vader_backing_directory", folder)
 
 
 def check_size(mpi: Any, order: Mapping[str, Any]) -> None:
