@@ -71,7 +71,8 @@ def test_a_template_of_the_task_is_before_that_of_the_queue(folder: Path):
 @pytest.mark.parametrize(
     ("asked", "limit"),
     [
-        ({"queue": "impi_hydra"}, "cores_min: 20"),
+        ({"queue": "impi_hydra"}, "('threads_per_core': 20 for one process)"),
+        ({"queue": "impi_hydra", "cores": 19}, "cores_min: 20"),
         ({"cores": 41}, "cores_max: 40"),
         ({"cores": 21, "threads_per_core": 2}, "cores_max: 40"),
         ({"run_time_max": 604801}, "run_time_max: 604800"),

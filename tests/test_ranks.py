@@ -145,7 +145,8 @@ def test_a_rank_that_raises_ends_them_all(
 @pytest.mark.parametrize(
     ("how", "error", "words"),
     [
-        ("exit", NoOutputTaskError, r"os\._exit\(0\)"),
+        ("exit", NoOutputTaskError, r"(?s)os\._exit\(0\).*try: Let the function return"),
+        ("finalize", DiedTaskError, r"called MPI\.Finalize\(\).*leave the call out"),
         ("kill", DiedTaskError, r"killed by signal 9 \("),
         ("crash", DiedTaskError, "killed by signal 11 "),
     ],

@@ -146,7 +146,7 @@ def _failure(
         evidence=verdict.evidence,
         log=log,
         tail=tail_of(log),
-        advice=unbegun.advice if isinstance(unbegun, NoWorkerError) else "",
+        advice=_advice(verdict, end, unbegun),
     )
     if isinstance(error, DependencyFailedError) and end is not None:
         error.root = str(end.get("root", ""))
@@ -154,6 +154,17 @@ def _failure(
     if trace:
         error.__cause__ = RemoteTraceback(str(trace))
     return error
+
+
+def _advice(verdict: Verdict, end: Mapping[str, Any] | None, unbegun: Exception | None) -> str:
+    """Say what to try where that is more special than what the error says by itself; else ''."""
+    if isinstance(unbegun, NoWorkerError):
+        return unbegun.advice
+    if verdict.outcome is Outcome.NO_OUTPUT and end is not None:  # it has told so itself
+        return (
+            "Let the function return, or raise: os._exit ends its process before there is a value."
+        )
+    return ""
 
 
 def _trace(cut: Mapping[str, Any] | None) -> str:

@@ -73,8 +73,9 @@ class Queue:
             if bad:
                 raise ResourceError(
                     f"resource {what!r}: {asked} is asked for, but the queue {self.name!r} in "
-                    f"{where} has {limit}: {getattr(self, limit)}. Ask for something else, or "
-                    "choose another queue: resource_dict={'queue': ...}"
+                    f"{where} has {limit}: {getattr(self, limit)}. Ask for something else"
+                    f"{_how_many(limit, self.cores_min)}, or choose another queue: "
+                    "resource_dict={'queue': ...}"
                 )
 
     def within(self, normal: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +84,11 @@ class Queue:
         if _above(time, self.run_time_max):
             return {**normal, "run_time_max": self.run_time_max}
         return dict(normal)
+
+
+def _how_many(limit: str, cores_min: int | None) -> str:
+    """Say how one process asks for more CPUs: at an executor ``cores`` are MPI ranks."""
+    return f" ('threads_per_core': {cores_min} for one process)" if limit == "cores_min" else ""
 
 
 def _above(asked: float | None, limit: float | None) -> bool:

@@ -162,6 +162,8 @@ class Attempt:
         """Return what writes down where this attempt stands when its time is nearly over."""
 
         def record(cut: Mapping[str, Any]) -> None:
+            if self.header.get("ranks"):  # the leader waits for them, and that is all it tells
+                cut = {**cut, "traceback": ""}
             who = {"job_id": self.job_id, "host": socket.gethostname(), "started": self.started}
             try:
                 attempts.record_cut(self.cache, self.key, self.generation, {**cut, **who})

@@ -106,6 +106,18 @@ def _failed(exchange: Exchange, rank: int | None, ended: EndedError, count: int)
     return ended.exit_code or FAILED
 
 
+def _still_initialised() -> None:
+    """See that the ranks can still talk to each other after the function has returned."""
+    from mpi4py import MPI
+
+    if MPI.Is_finalized():
+        raise EndedError(
+            "died",
+            "the function has called MPI.Finalize(), and its values could not be gathered: leave "
+            "the call out, MPI is finalised after the function",
+        )
+
+
 def _shared_memory() -> int:
     from mpi4py import MPI
 
@@ -145,7 +157,9 @@ class Rank:
             self._take_devices(header["ranks"]["gpus"])
         checkpoints = checkpoint_path(self._cache, self._key)
         with Contained(self._left):
-            return Body(self._definition, self._inputs(), checkpoints, kept).value()
+            value = Body(self._definition, self._inputs(), checkpoints, kept).value()
+        _still_initialised()
+        return value
 
     def publish(self, value: Any, pickled: pickling.Pickled | None) -> None:
         """Gather what all ranks have computed; the first of them publishes it."""
