@@ -23,6 +23,7 @@ __all__ = [
     "KNOWN",
     "Key",
     "TaskOptions",
+    "asked_for",
     "can_chain",
     "chain_resources",
     "check_resources",
@@ -186,6 +187,23 @@ def _unknown(name: object) -> str:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def asked_for(resource_dict: Any) -> Mapping[str, Any]:
+    """Return what a call asks for: nothing, or a mapping.
+
+    Raises
+    ------
+    ResourceError
+        It is neither.
+    """
+    if resource_dict is None:
+        return {}
+    if not isinstance(resource_dict, Mapping):
+        raise ResourceError(
+            f"resource_dict must be a mapping such as {{'cores': 2}}, not {resource_dict!r}"
+        )
+    return resource_dict
 
 
 def merge_resources(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
