@@ -118,6 +118,15 @@ def test_steps_of_several_ranks_run_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
+@pytest.mark.mpi
+@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="there is no mpi4py")
+def test_one_process_may_use_mpi_by_itself(allocation: Allocation, tmp_path: Path) -> None:
+    value, error = allocation.run("alone", tmp_path).result()
+    assert value == [0, 1]
+    assert "pmi_mode='pmix' as a rule lets it" in error
+
+
+@pytest.mark.slurm
 def test_a_client_in_a_step_shares_its_cpus_with_its_own_steps(
     allocation: Allocation, tmp_path: Path
 ) -> None:

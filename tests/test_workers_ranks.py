@@ -158,7 +158,7 @@ def test_an_exception_that_others_wait_for_costs_new_ranks_and_no_restart(
 def test_a_rank_that_is_killed_costs_a_restart(open_executor: Open, kind: type) -> None:
     exe = open_executor(kind, restart_limit=1)
     before = exe.submit(process, resource_dict={"version": 1}).result(PATIENCE_S)
-    with pytest.raises(DiedTaskError):
+    with pytest.raises(DiedTaskError, match=r"signal 9 \("):
         exe.submit(dying, 1).result(PATIENCE_S)
     for pid in before:
         poll(lambda pid=pid: gone(pid), PATIENCE_S, "the end of a rank")  # type: ignore[misc]

@@ -38,6 +38,9 @@ _NO_MODULE = re.compile(r"No module named ['\"]?(dask_batch[\w.]*)['\"]?")
 _NO_LIBRARY = re.compile(r"^ModuleNotFoundError: No module named ['\"]([\w.]+)['\"]", re.MULTILINE)
 _NOT_FOUND = re.compile(r"^.*: (?:command not found|not found|No such file or directory)$", re.M)
 
+_NO_PMI = re.compile(r"direct launched using \"srun\",\s+but OMPI was not built with SLURM's PMI")
+"""What Open MPI says in a step whose ``--mpi`` it does not understand; then it ends the process."""
+
 _OWN_WORDS: Final = "dask-batch:"
 """What lines of the job program begin with."""
 _SHELLS: Final = {
@@ -86,6 +89,11 @@ def diagnose(
     for pattern, outcome, message in _SAID:
         if pattern.search(tail):
             return outcome, message
+    if exit_code and _NO_PMI.search(tail):
+        return Outcome.ENVIRONMENT, (
+            "Open MPI could not begin in the step that the function ran in: pmi_mode='pmix' as a "
+            "rule lets it, for one process as well (`srun --mpi=list` shows what there is)"
+        )
     if exit_code == exit_codes.NO_SPACE:
         return Outcome.UNSTORABLE, exit_codes.MEANINGS[exit_code]
     return None if started or signal else _could_not_begin(tail, exit_code)

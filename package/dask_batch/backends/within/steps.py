@@ -25,6 +25,7 @@ from dask_batch.backends.within.entries import share_of
 from dask_batch.backends.within.launcher import Ended, Room
 from dask_batch.backends.within.processes import ProcessLauncher, StartedProcess, ended_process
 from dask_batch.errors import ResourceError
+from dask_batch.job.ranks.launch import MPIEXEC
 from dask_batch.job.surroundings import STEP_VARIABLE
 
 __all__ = ["StepLauncher", "read_end"]
@@ -174,7 +175,7 @@ class StepLauncher:
             f"--mem={_memory(job)}",
             gpu_option(wanted) or "--gres=none",  # else it would have all of them
             *(f"--error={log_pattern(err)}", "--open-mode=append"),
-            *("--input=none", "--mpi=none"),
+            *("--input=none", *_mpi(wanted.get("pmi_mode"))),
             *(wanted.get("slurm_cmd_args") or ()),
         ]  # fmt: skip
 
@@ -209,6 +210,11 @@ class StartedStep:
         """End it: srun ends its step by force, at once; Slurm does if srun is killed."""
         self.child.signal(signal.SIGKILL if self._asked else signal.SIGTERM)
         self._asked = True
+
+
+def _mpi(mode: str | None) -> tuple[str, ...]:
+    """Return the option for a process that uses MPI by itself; srun has a default of the site's."""
+    return (f"--mpi={mode}",) if mode and mode != MPIEXEC else ()
 
 
 def _memory(job: Job) -> str:

@@ -21,7 +21,7 @@ from dask_batch.job.endings import EndedError, NoRecordError
 from dask_batch.job.publishing import Publication
 from dask_batch.job.ranks.apart import tidy
 from dask_batch.job.ranks.exchange import Exchange, exchange_path
-from dask_batch.job.ranks.last_words import first_end, out_of_memory
+from dask_batch.job.ranks.last_words import OWN_LOG, first_end, out_of_memory
 from dask_batch.job.ranks.launch import Launch, launch
 from dask_batch.job.ranks.library import Library, find_library
 from dask_batch.job.say import say
@@ -53,6 +53,7 @@ class Leader:
         self._publication = publication
         self._asked: Mapping[str, Any] = definition.header["ranks"]
         self._definition = definition
+        self._log = OWN_LOG
 
     def run(self) -> None:
         """Start the ranks, and return when their result is in the store.
@@ -136,12 +137,12 @@ class Leader:
         if failures:
             raise first_of(failures, self._asked["count"])
         number = _signal_of(code, bare=means[0].tells_bare_signals)
-        if number == signal.SIGTERM and (first := first_end()) is not None:
+        if number == signal.SIGTERM and (first := first_end(self._log)) is not None:
             code, number = first, _signal_of(first, bare=False)
         if number in _KILLED:
             message = f"the ranks were killed by signal {number}, and left no record of why"
             raise NoRecordError(message, exit_code=128 + number)
-        if out_of_memory():
+        if out_of_memory(self._log):
             raise NoRecordError("the ranks used more memory than there is", exit_code=137)
         raise self._unexplained(code, number, exchange, means)
 
