@@ -127,6 +127,15 @@ def test_one_process_may_use_mpi_by_itself(allocation: Allocation, tmp_path: Pat
 
 
 @pytest.mark.slurm
+def test_of_a_heterogeneous_job_the_first_component_is_used(tmp_path: Path) -> None:
+    there = Allocation(tmp_path, "--ntasks=2", ":", "--ntasks=1")
+    try:
+        assert most_at_once(there.run("many", tmp_path).result()) == 2
+    finally:
+        there.end()
+
+
+@pytest.mark.slurm
 def test_a_client_in_a_step_shares_its_cpus_with_its_own_steps(
     allocation: Allocation, tmp_path: Path
 ) -> None:

@@ -52,6 +52,8 @@ _OF_A_STEP: Final = (
     "SLURM_NTASKS", "SLURM_SRUN", "SLURM_STEP", "SLURM_TASKS_PER_NODE", "SLURM_TRES_PER_TASK",
 )  # fmt: skip
 """What an srun in an srun would take for its own options."""
+_CONNECTION: Final = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_HET_SIZE")
+"""Where to find Slurm; and that a job has several components, or srun would know no default."""
 _MESSAGE_BYTES: Final = 4000
 
 
@@ -71,8 +73,7 @@ class StepLauncher:
         self.allocation = allocation
         own = {name: value for name, value in environ.items() if name.startswith("SLURM")}
         self._connection = {
-            name: own[name] for name in ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
-            if name in own
+            name: own[name] for name in _CONNECTION if name in own
         } | {"SLURM_JOB_ID": allocation.job_id}  # fmt: skip
         of_leaders = {n: v for n, v in own.items() if not n.startswith(_OF_A_STEP)}
         if allocation.in_step:
