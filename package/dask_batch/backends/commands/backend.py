@@ -17,9 +17,9 @@ from dask_batch.backends.commands.script import (
 )
 from dask_batch.backends.commands.submission import Submitter
 from dask_batch.backends.commands.system import System, waits_of
+from dask_batch.backends.jobs import distinct, noted
 from dask_batch.backends.parallel import levels, submit_together
 from dask_batch.backends.patience import CANCEL_PATIENCE_S, Waiting
-from dask_batch.backends.requests import distinct
 from dask_batch.backends.slurm.script import job_command
 from dask_batch.backends.wakeable import Wakeable
 from dask_batch.errors import (
@@ -115,10 +115,7 @@ class CommandsBackend(Wakeable):
         """Return the script that would be submitted for a job."""
         waits = self._system.waits(waits_of(job, dependency))
         text = self._text(job)
-        if not waits:
-            return text
-        first, _, rest = text.partition("\n")
-        return f"{first}\n# submitted with {' '.join(waits)}\n{rest}"
+        return noted(text, *([f"submitted with {' '.join(waits)}"] if waits else []))
 
     def _text(self, job: Job) -> str:
         return script_text(self._system, job, self._command(job))

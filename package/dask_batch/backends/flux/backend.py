@@ -18,7 +18,7 @@ from dask_batch.backends.flux.requests import Writer, refuse_what_cannot_be, urg
 from dask_batch.backends.flux.rerun import Rerun
 from dask_batch.backends.flux.states import status_of
 from dask_batch.backends.flux.submission import Submitter
-from dask_batch.backends.requests import distinct
+from dask_batch.backends.jobs import distinct, noted
 from dask_batch.backends.slurm.script import job_command
 from dask_batch.backends.wakeable import Wakeable
 from dask_batch.errors import ResourceError
@@ -107,9 +107,8 @@ class FluxBackend(Wakeable):
     def script(self, job: Job, dependency: Sequence[str] = ()) -> str:
         """Return what would be run, with what is asked of Flux as comments."""
         waits = [Dependency("afterok", job_id) for job_id in dependency]
-        first, _, rest = self._writer.script(job).partition("\n")
         asked = self._writer.request(job, waits)
-        return "\n".join([first, *(f"# flux: {line}" for line in _described(asked)), rest])
+        return noted(self._writer.script(job), *(f"flux: {line}" for line in _described(asked)))
 
     # ---- hand-over ---------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from dask_batch.backends.base import Job, JobStatus
 from dask_batch.backends.command import Completed
+from dask_batch.backends.jobs import distinct
 from dask_batch.backends.parallel import levels, submit_together
 from dask_batch.backends.patience import CANCEL_PATIENCE_S, PATIENCE_S, Waiting
-from dask_batch.backends.requests import distinct
 from dask_batch.backends.slurm import parse, script
 from dask_batch.backends.slurm.commands import Commands, chunks
 from dask_batch.backends.slurm.dependencies import LONGEST, Dependency, dependency_of
