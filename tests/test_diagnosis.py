@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dask_batch.backends.base import NO_LOGS
 from dask_batch.diagnosis import diagnose, hint
 from dask_batch.follow import Outcome
 from dask_batch.job import exit_codes
@@ -110,6 +111,20 @@ def test_no_space_left_is_not_the_environments_fault() -> None:
     found = diagnose("", exit_codes.NO_SPACE, None, started=True)
     assert found is not None
     assert found[0] is Outcome.UNSTORABLE
+
+
+def test_what_could_not_be_written_is_told_in_the_jobs_own_words() -> None:
+    said = "dask-batch: how the job ended cannot be recorded: /c/ab.end: Too many open files\n"
+    found = diagnose(said, exit_codes.NO_SPACE, None, started=True)
+    assert found is not None
+    assert "Too many open files" in found[1]
+
+
+def test_a_job_without_log_files_could_not_begin() -> None:
+    found = diagnose("", None, None, reason=NO_LOGS)
+    assert found is not None
+    assert found[0] is Outcome.ENVIRONMENT
+    assert "log files" in found[1]
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def test_what_has_no_meaning_is_refused_by_name(cache: Path, options: dict[str, 
 def test_a_machine_without_flux_gives_no_job_an_instance_of_it(cache: Path) -> None:
     with (
         SingleNodeExecutor(cache_directory=cache, flux_executor_nesting=True) as exe,
-        pytest.raises(ResourceError, match="flux_executor_nesting.*no instances of Flux"),
+        pytest.raises(ResourceError, match=r"flux_executor_nesting.*no instances of Flux"),
     ):
         exe.submit(add, 1, 2)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from dask_batch.backends.base import NO_LOGS
 from dask_batch.follow import Outcome
 from dask_batch.job import exit_codes
 
@@ -64,7 +65,12 @@ def hint(message: str) -> str | None:
 
 
 def diagnose(
-    tail: str, exit_code: int | None, signal: int | None, *, started: bool = False
+    tail: str,
+    exit_code: int | None,
+    signal: int | None,
+    *,
+    started: bool = False,
+    reason: str = "",
 ) -> tuple[Outcome, str] | None:
     """Refine the verdict on a job that died, or that ended well without a result.
 
@@ -77,6 +83,8 @@ def diagnose(
     started
         Whether it left the record of its start: then its surroundings let it begin, and exit codes
         are the function's own.
+    reason
+        The batch system's reason, if it gave one.
 
     Returns
     -------
@@ -87,8 +95,12 @@ def diagnose(
         if pattern.search(tail):
             return outcome, message
     if exit_code == exit_codes.NO_SPACE:
-        return Outcome.UNSTORABLE, exit_codes.MEANINGS[exit_code]
-    return None if started or signal else _could_not_begin(tail, exit_code)
+        return Outcome.UNSTORABLE, _with_words(exit_codes.MEANINGS[exit_code], tail)
+    if started or signal:
+        return None
+    if reason == NO_LOGS:
+        return Outcome.ENVIRONMENT, f"{reason}: their folder must be there on it, and its owner's"
+    return _could_not_begin(tail, exit_code)
 
 
 def _could_not_begin(tail: str, exit_code: int | None) -> tuple[Outcome, str] | None:

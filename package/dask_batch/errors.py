@@ -247,7 +247,8 @@ class TaskError(BatchError, RuntimeError):
     job_id : str or None
         The job's id at the batch system.
     state : str
-        The state that the batch system reported, in its own word.
+        The state that the batch system reported, in its own word; *ended* where the job's own
+        record has come first, *not run* of a task whose inputs have failed.
     evidence : str
         What the verdict rests on.
     log : Path or None
@@ -380,7 +381,10 @@ class NoOutputTaskError(TaskError):
 class UnstorableResultError(TaskError):
     """The function returned, but its result could not be pickled or written."""
 
-    default_advice = "Return plain data: arrays, dataframes, dictionaries, dataclasses."
+    default_advice = (
+        "Return plain data: arrays, dataframes, dictionaries, dataclasses; not files, sockets, "
+        "generators, nor what holds them."
+    )
 
 
 class DependencyFailedError(TaskError):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dask_batch.advice import advice_on
 from dask_batch.backends.logs import last_attempt
 from dask_batch.code import pickling
 from dask_batch.diagnosis import hint
@@ -39,6 +40,7 @@ __all__ = ["dependency_failure", "failure_of", "tail_of"]
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 8192
+_LINE_CHARS = 500
 _UNPICKLING_S = 10.0
 _CONTROL = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
@@ -137,16 +139,17 @@ def _failure(
     if isinstance(unbegun, SubmissionError):
         return unbegun
     log = log if unbegun is None else None
-    error = _ERRORS[verdict.outcome](
+    outcome = verdict.outcome
+    error = _ERRORS[outcome](
         f"{function or 'a task'}: {verdict.message}{_where_it_stood(verdict, cut)}",
         key=key,
         function=function,
         job_id=job_id,
-        state=state,
+        state=state or ("ended" if end else ""),
         evidence=verdict.evidence,
         log=log,
         tail=tail_of(log),
-        advice=unbegun.advice if isinstance(unbegun, NoWorkerError) else "",
+        advice=unbegun.advice if isinstance(unbegun, NoWorkerError) else advice_on(outcome, end),
     )
     if isinstance(error, DependencyFailedError) and end is not None:
         error.root = str(end.get("root", ""))
@@ -265,14 +268,25 @@ def _apart(load: Callable[[], Any]) -> Any:
 
 
 def dependency_failure(
-    cause: BaseException, *, key: str, function: str, root: str, root_function: str
+    cause: BaseException,
+    *,
+    key: str,
+    function: str,
+    root: str,
+    root_function: str,
+    job_id: str | None = None,
 ) -> DependencyFailedError:
     """Return the error of a task that did not run because another one failed."""
+    which = root_function or "a task"
+    if root:
+        which += f" ({root[:12]})"
     error = DependencyFailedError(
-        f"{function or 'a task'} did not run: it depends on {root_function or 'a task'} "
-        f"({root[:12]}), which failed: {_first_line(cause)}",
+        f"{function or 'a task'} did not run: it depends on {which}, which failed: "
+        f"{_first_line(cause)}",
         key=key,
         function=function,
+        job_id=job_id,
+        state="not run",
         evidence="the failure of the task that it depends on",
     )
     error.root = root
@@ -285,6 +299,8 @@ def _first_line(error: BaseException) -> str:
         text = str(error).strip().partition("\n")[0]
     except Exception:
         text = ""  # its words are the user's code, and fail; its class tells something
+    if len(text) > _LINE_CHARS:
+        text = f"{text[:_LINE_CHARS]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -110,7 +110,9 @@ class Repeating:
         start = attempts.read_start(self._cache, standing.key, standing.generation)
         log = standing.log_stem.with_suffix(".err")
         found = diagnose(
-            tail_of(log), status.exit_code, signal_of(status), started=start is not None
+            *(tail_of(log), status.exit_code, signal_of(status)),
+            started=start is not None,
+            reason=status.reason,
         )
         if found is None:
             return verdict

@@ -106,14 +106,15 @@ class Resolving:
         if cause is not None:
             root, function = str(end.get("root") or ""), str(end.get("root_function") or "")
             fallen = dependency_failure(
-                cause, key=key, function=entry.function, root=root, root_function=function
-            )
+                cause, key=key, function=entry.function, root=root, root_function=function,
+                job_id=standing.job_id,
+            )  # fmt: skip
             self._fell(key, entry, fallen)
             self._fail_children(entry, cause, root=root, root_function=function)
             return
         error = failure_of(
             verdict, key=key, function=entry.function, job_id=standing.job_id,
-            state=entry.status.word if entry.status is not None else str(end.get("state", "")),
+            state=_state(entry, end),
             log=standing.log_stem.with_suffix(".err"), end=end,
             cut=attempts.read_cut(self._cache, key, standing.generation),
             unbegun=entry.status.unbegun if entry.status is not None else None,
@@ -163,7 +164,7 @@ class Resolving:
                     continue
                 error = dependency_failure(
                     cause, key=key, function=entry.function, root=root,
-                    root_function=root_function,
+                    root_function=root_function, job_id=entry.standing.job_id,
                 )  # fmt: skip
                 self.record(entry, Verdict(Outcome.DEPENDENCY, error.message), root=root)
                 # It may be waiting for ever: nothing but its parents' success would let it go.
@@ -203,6 +204,17 @@ class Resolving:
         self._giving_up(run_id, cause, fail)
         if self._watch.given_up is not None:
             _guarded(functools.partial(self._watch.given_up, run_id, cause))
+
+
+def _state(entry: Entry, end: dict[str, Any]) -> str:
+    """Return the word for the state of a failed job.
+
+    What the batch system said before the job's own record came (*running*) is out of date.
+    """
+    status = entry.status
+    if status is not None and status.state.ended:
+        return status.word or status.state.value
+    return str(end.get("state") or "")
 
 
 def _guarded(call: Callable[[], object]) -> None:
