@@ -14,6 +14,7 @@ import pytest
 from bodies import fail, kill_myself
 from dask_batch import SingleNodeExecutor, SlurmClusterExecutor
 from dask_batch.errors import (
+    DependencyFailedError,
     DiedTaskError,
     OutOfMemoryTaskError,
     RemoteError,
@@ -157,6 +158,28 @@ def test_a_result_that_cannot_be_stored_says_so(exe: Any) -> None:
     error = exe.submit(generator).exception(120)
     assert isinstance(error, UnstorableResultError)
     assert "generator" in str(error)
+
+
+class OneWay:
+    """Can be pickled, and not be unpickled."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("no way back")
+
+    def __init__(self) -> None:
+        self.content = 1
+
+
+def test_a_result_without_a_way_back_fails_its_own_task(exe: Any) -> None:
+    future = exe.submit(OneWay)
+    child = exe.submit(str, future)
+    error = future.exception(120)
+    assert isinstance(error, UnstorableResultError)
+    assert "no way back" in str(error)
+    fallen = child.exception(120)
+    assert isinstance(fallen, DependencyFailedError)
+    assert fallen.root == future.key
+    assert exe.get_cache_data() == []
 
 
 def hog(size_bytes: int) -> int:

@@ -32,6 +32,7 @@
         ├── GivenUpTaskError              not run: the jobs before it all died of one cause
         ├── NoOutputTaskError             ended well, yet there is no result
         ├── UnstorableResultError         its result cannot be pickled or written
+        ├── UnreadableResultError         there is one, and it cannot be unpickled here
         ├── DependencyFailedError
         └── ChangedSinceSubmissionError   code, a library or an input is not what was hashed
 
@@ -83,6 +84,7 @@ __all__ = [
     "TimeoutTaskError",
     "TooManyJobsError",
     "UncacheableWarning",
+    "UnreadableResultError",
     "UnstorableResultError",
     "warn",
 ]
@@ -384,6 +386,18 @@ class UnstorableResultError(TaskError):
     default_advice = (
         "Return plain data: arrays, dataframes, dictionaries, dataclasses; not files, sockets, "
         "generators, nor what holds them."
+    )
+
+
+class UnreadableResultError(TaskError):
+    """There is a result, but it cannot be unpickled where it is asked for.
+
+    ``__cause__`` is what was raised: a library that is missing here, or is of another version, or
+    a ``__setstate__`` of a class of the user's.
+    """
+
+    default_advice = (
+        "Install here what the job had, in the same version, or let the function return plain data."
     )
 
 

@@ -19,6 +19,7 @@ from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
 from dask_batch.deferred import Deferred
+from dask_batch.defining import safe_name
 from dask_batch.engine import Engine
 from dask_batch.errors import ConfigurationError, SerializationError
 from dask_batch.failures import dependency_failure
@@ -208,7 +209,7 @@ class Session:
         folder = self.cache.path / "logs" / "RUN"
         surroundings = self.surroundings()
         return Job(
-            name=name,
+            name=safe_name(name),
             definition=self.cache.path / "definitions" / "RUN.h5",
             index=0,
             resources=normal,
