@@ -127,7 +127,11 @@ def cancel(
         runs = [each for each in look.runs() if run in (None, each.id)]
         if run is not None and not runs:
             raise ConfigurationError(f"there is no run {run!r} in {cache.path}")
-        return sum(look.cancel(each, key) for each in runs)
+        # All are counted before any is ended: what waits for it ends by itself.
+        chosen = [(each, look.under_way(each, key)) for each in runs]
+        for each, jobs in chosen:
+            look.end(each, jobs)
+        return sum(len(jobs) for _, jobs in chosen)
     finally:
         look.close()
 
