@@ -96,6 +96,9 @@ def test_a_job_that_cannot_begin_says_so(code: int) -> None:
             "bad interpreter(/no/bash): No such file or directory",
         ),
         ("", 126, "126"),
+        ("Unknown option: -P\nusage: /usr/bin/python3.6 [option] ...", 2, "older than Python 3.11"),
+        ("unknown option -P\nusage: python2 [option] ...", 2, "older than Python 3.11"),
+        ("/bin/cat: invalid option -- 'P'", 1, "is no Python"),
     ],
 )  # fmt: skip
 def test_what_keeps_a_job_from_beginning_is_named(tail: str, code: int, named: str) -> None:

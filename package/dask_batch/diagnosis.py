@@ -37,6 +37,10 @@ _CHDIR = re.compile(_DAEMON + r"couldn't chdir to [`'\"]?(.+?)['\"]?: ", re.MULT
 _EXECVE = re.compile(_DAEMON + r"execve\(\): (.+)$", re.MULTILINE)
 _NO_MODULE = re.compile(r"No module named ['\"]?(dask_batch[\w.]*)['\"]?")
 _NO_LIBRARY = re.compile(r"^ModuleNotFoundError: No module named ['\"]([\w.]+)['\"]", re.MULTILINE)
+_TOO_OLD = re.compile(
+    r"^(?:.*: )?(?:unknown|invalid) option:?(?: -P| -- 'P')$", re.MULTILINE | re.I
+)
+"""``-P``, which keeps the working directory off a job's path, came with Python 3.11."""
 _NOT_FOUND = re.compile(r"^.*: (?:command not found|not found|No such file or directory)$", re.M)
 
 _OWN_WORDS: Final = "dask-batch:"
@@ -114,6 +118,8 @@ def _could_not_begin(tail: str, exit_code: int | None) -> tuple[Outcome, str] | 
     execve = _EXECVE.search(tail)
     if execve is not None:
         return Outcome.ENVIRONMENT, f"its node cannot start the job's script: {execve[1]}"
+    if _TOO_OLD.search(tail) is not None:
+        return Outcome.ENVIRONMENT, "its interpreter is older than Python 3.11, or is no Python"
     module = _NO_MODULE.search(tail) or _NO_LIBRARY.search(tail)
     if module is not None:
         return Outcome.ENVIRONMENT, f"its interpreter has no module {module[1]}"
