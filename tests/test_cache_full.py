@@ -22,7 +22,12 @@ from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
-from dask_batch.errors import FullError, UnstorableResultError
+from dask_batch.errors import (
+    DependencyFailedError,
+    DiedTaskError,
+    FullError,
+    UnstorableResultError,
+)
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 PAGE = 4096
@@ -186,3 +191,23 @@ def test_a_result_that_does_not_fit_ends_its_job_with_the_reason(small: Path) ->
         assert executor.submit(len, b"abc").result(timeout=120) == 3
     assert verify(cache.path).ok
     assert "temporary" not in clean(cache.path).removed
+
+
+def fill_and_die(directory: Path) -> None:
+    with open(directory / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(PAGE))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_failure_that_cannot_be_recorded_is_told_all_the_same(small: Path) -> None:
+    cache = Cache(small / "cache")
+    pace = {"shortest_poll_s": 0.3, "failure_grace_s": 0.5}
+    with SingleNodeExecutor(cache_directory=cache.path, **pace) as executor:
+        failed = executor.submit(fill_and_die, small)
+        child = executor.submit(str, failed)
+        assert isinstance(failed.exception(timeout=60), DiedTaskError)
+        assert isinstance(child.exception(timeout=60), DependencyFailedError)
+        (small / "filler").unlink()
+        assert executor.submit(len, b"abc").result(timeout=60) == 3
+    assert verify(cache.path).ok

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dask_batch.cache import attempts
 from dask_batch.entries import Entry, Observer
-from dask_batch.errors import TaskError
+from dask_batch.errors import CacheError, TaskError
 from dask_batch.failures import dependency_failure, failure_of
 from dask_batch.follow import Outcome, Verdict, signal_of
 from dask_batch.future import BatchFuture
@@ -177,7 +177,12 @@ class Resolving:
     # ---- records ---------------------------------------------------------------------------
 
     def record(self, entry: Entry, verdict: Verdict, *, root: str = "") -> bool:
-        """Leave a verdict for the clients that come later, if the job itself left none."""
+        """Leave a verdict for the clients that come later, if the job itself left none.
+
+        Returns False if the job, or another client, has come first. Where the cache cannot be
+        written (a full disk) those who come later have to find out for themselves: who waits here
+        is told all the same.
+        """
         standing, status = entry.standing, entry.status
         record = {
             "outcome": verdict.outcome.value,
@@ -191,7 +196,14 @@ class Resolving:
             "root": root,
             "concluded_by": "client",
         }
-        return attempts.end(self._cache, standing.key, standing.generation, record)
+        try:
+            return attempts.end(self._cache, standing.key, standing.generation, record)
+        except CacheError as error:
+            logger.warning(
+                "what became of %s (%s) cannot be recorded: %s",
+                entry.function, standing.key[:12], error,
+            )  # fmt: skip
+            return True
 
     def _give_up(self, run_id: str, cause: BaseException) -> None:
         """End what is left of a hand-over whose first jobs have all died of one cause."""
