@@ -114,6 +114,19 @@ def test_how_much_was_to_be_written_and_how_much_is_free_is_said(small: Path) ->
     assert cache.publish(KEY, 1, {})
 
 
+def test_what_a_full_disk_calls_for_works_on_it(small: Path) -> None:
+    cache = Cache(small / "cache")
+    cache.publish(KEY, np.zeros(1000), {"function": "f"})
+    fill(small)
+    for number in range(300):  # nor inodes
+        try:
+            (small / str(number)).touch()
+        except OSError:
+            break
+    assert clean(cache.path, keys=KEY).removed == {"results": 1}
+    assert cache.present([KEY]) == set()
+
+
 def test_no_inodes_are_left(small: Path) -> None:
     cache = Cache(small / "cache")
     for number in range(300):

@@ -99,6 +99,8 @@ def _folder(value: Any) -> Path:
         path = Path(value).expanduser()
     except (TypeError, RuntimeError) as error:
         raise ConfigurationError(f"cache_directory must be a path, not {value!r}") from error
+    if not str(value):
+        raise ConfigurationError("cache_directory is empty: name a directory ('.' is this one)")
     if not str(path).isprintable():
         raise ConfigurationError(f"cache_directory has control characters in it: {value!r}")
     return path.absolute()
