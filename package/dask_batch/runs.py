@@ -11,7 +11,7 @@ from typing import Any
 from dask_batch.cache.store import Cache
 from dask_batch.cached import CacheEntry, Calls, result_entry
 from dask_batch.config import resolve
-from dask_batch.errors import ConfigurationError, MissingEntryError
+from dask_batch.errors import CacheError, ConfigurationError, MissingEntryError
 from dask_batch.overview import Overview, RunStatus
 from dask_batch.unfinished import open_entries
 
@@ -158,7 +158,11 @@ def explain(cache_directory: str | Path, key: str) -> dict[str, str]:
     for other in list(cache.keys()):
         if other == key:
             continue
-        found = cache.attributes(other)
+        try:
+            found = cache.attributes(other)
+        except CacheError as error:  # it is another's, and there are others
+            logger.info("%s is passed over: %s", other[:12], error)
+            continue
         same = found.get("function") == attributes.get("function")
         earlier = found.get("started", 0) < attributes.get("started", 0)
         if same and earlier and (before is None or found["started"] > before["started"]):
