@@ -131,8 +131,8 @@ class HandOver:
         ------
         SubmissionError
             A job was refused. Nothing of this hand-over runs.
-        MissingEntryError
-            A result that a job needs has vanished from the cache.
+        VanishedError
+            A result that a job needs is not in the cache any more, or has not come to be.
         """
         while True:
             plan = self._awaited(functools.partial(self._plan, jobs, pending))

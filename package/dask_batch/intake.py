@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dask_batch.backlog import Backlog
 from dask_batch.errors import BackendError, SubmissionError
+from dask_batch.fallen import Fallen, without_fallen
 from dask_batch.handover import Handed, HandOver, Interrupted
 from dask_batch.packing import PreparedJob
+from dask_batch.planning import VanishedError
 from dask_batch.request import Request, refused, still_wanted
 from dask_batch.watch import Watch
 
@@ -61,6 +63,9 @@ class Intake:
                 return requests
             except SubmissionError as error:
                 requests = refused(requests, error)
+            except VanishedError as error:
+                fallen = {key: self._watch.fallen(key) or Fallen(error) for key in error.keys}
+                requests = without_fallen(requests, fallen)
             except Exception as error:
                 if again and isinstance(error, BackendError):
                     self._backlog.put_back(requests, error)

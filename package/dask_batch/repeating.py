@@ -12,6 +12,7 @@ from dask_batch.cache.claims import Claim
 from dask_batch.diagnosis import diagnose
 from dask_batch.entries import Entry
 from dask_batch.failures import failure_of, tail_of
+from dask_batch.fallen import Fallen
 from dask_batch.follow import Evidence, Outcome, Verdict, judge, signal_of
 from dask_batch.history import Causes, History
 from dask_batch.resolving import Resolving
@@ -215,6 +216,18 @@ class Repeating:
         mine = standing.backend == backend.name and ends_with_client(backend.name)
         if cancelled and mine and standing.job_id is not None:
             backend.cancel([standing.job_id])
+
+    def on_record(self, key: str) -> Fallen | None:
+        """Return the failure of a task that is not under way any more; None if there is none."""
+        claim = self._claims.current(key)
+        if claim is None:
+            return None
+        end = attempts.read_end(self._cache, key, claim.generation)
+        if end is None:
+            return None
+        root = str(end.get("root") or key)
+        first = self._claims.current(root) or claim
+        return Fallen(self._failure(claim), root, self._history.function(first.run, root))
 
     def _failure(self, claim: Claim) -> BaseException:
         """Return the failure of a task that is not under way any more, as its end record has it."""

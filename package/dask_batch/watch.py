@@ -22,6 +22,7 @@ from dask_batch.cache.store import Cache
 from dask_batch.cancelling import Cancelling
 from dask_batch.entries import Entry, Observer, Pace
 from dask_batch.errors import BatchError
+from dask_batch.fallen import Fallen
 from dask_batch.follow import Outcome
 from dask_batch.future import BatchFuture
 from dask_batch.ghosts import Ghosts
@@ -289,6 +290,10 @@ class Watch:
         enough = now - entry.troubled_at > _PATIENCE_S if transient else entry.troubles >= _MISTAKES
         if enough:
             self._resolving.not_found_out(key, entry, error)
+
+    def fallen(self, key: str) -> Fallen | None:
+        """Return why the result of a key will not come, if its failure is on record."""
+        return self._repeating.on_record(key)
 
     def inherit(self, key: str, standing: Standing, *, ours: bool) -> None:
         """Go on waiting for a key that was handed over anew, since its job has gone."""

@@ -78,9 +78,7 @@ def _section(section: str, directory: Path) -> Iterator[Finding]:
             yield from _finding(section, path, "temporary")
         elif not path.is_symlink() and path.is_dir():
             if _check_of(section, name) is not None:
-                yield Finding(
-                    section, path, 0, "stray", "it is a directory: remove it"
-                )
+                yield Finding(section, path, 0, "stray", "it is a directory: remove it")
             yield from _unsafe_directory(section, path)
             yield from _section(section, path)
         elif not name.startswith(".nfs"):  # what an NFS client keeps of a file that is still open
