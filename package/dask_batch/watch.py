@@ -129,8 +129,13 @@ class Watch:
             if not ours and standing.generation > 0:
                 # Whoever claimed this attempt may not have come to run the job again.
                 entry.doubt(act_at=time.monotonic() + self._pace.lease_s)
-            self.known[standing.key] = standing
+            self.take_note(standing)
             self.hasten()
+
+    def take_note(self, standing: Standing) -> None:
+        """Know a job by its key, and whose its id is."""
+        self.known[standing.key] = standing
+        self._sweep.given(standing)
 
     def hasten(self) -> None:
         """Ask and look soon: something has come in."""
@@ -300,7 +305,7 @@ class Watch:
         entry = self.entries[key]
         entry.move(standing)
         entry.ours = ours
-        self.known[key] = standing
+        self.take_note(standing)
         if ours:
             self.followers.leave(key)
         else:
