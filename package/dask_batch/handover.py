@@ -33,6 +33,7 @@ from dask_batch.errors import QueueFullError, SubmissionError
 from dask_batch.packing import PreparedJob
 from dask_batch.planning import Interrupted, Planning
 from dask_batch.reread import definition_path
+from dask_batch.settling import IN_HAND
 from dask_batch.standing import Standing, Standings, log_stem
 from dask_batch.submission import Submission
 
@@ -139,22 +140,33 @@ class HandOver:
             if not plan.needed:
                 return Handed(plan.under_way)
             run = run_of(plan.needed, self.backend.name)
-            self.claims.begin(run)
+            IN_HAND.add(run.id)
             try:
-                other = self._claim(run, plan)
-                if other is None:
-                    return self._submit(run, plan)
-            except QueueFullError as full:
-                self._abort(run, "the queue is full")
-                definition_path(self.cache, run.id).unlink(missing_ok=True)
-                logger.info("%d job(s) wait: %s", len(plan.needed), str(full.output).strip())
-                return Handed(plan.under_way, left=tuple(job.key for job in plan.needed))
-            except BaseException:
-                # Nobody must take the claims for live ones, as long as this process is.
-                self._abort(run, "it could not be handed over")
-                raise
-            self._abort(run, f"run {other.run.id} was first")
-            self._awaited(functools.partial(self.standings.settled, other.run))
+                handed = self._begin(run, plan)
+            finally:
+                IN_HAND.discard(run.id)
+            if isinstance(handed, Handed):
+                return handed
+            self._awaited(functools.partial(self.standings.settled, handed))
+
+    def _begin(self, run: Run, plan: Plan) -> Handed | Run:
+        """Claim the jobs of a run and submit them; return the run that was first, if one was."""
+        self.claims.begin(run)
+        try:
+            other = self._claim(run, plan)
+            if other is None:
+                return self._submit(run, plan)
+        except QueueFullError as full:
+            self._abort(run, "the queue is full")
+            definition_path(self.cache, run.id).unlink(missing_ok=True)
+            logger.info("%d job(s) wait: %s", len(plan.needed), str(full.output).strip())
+            return Handed(plan.under_way, left=tuple(job.key for job in plan.needed))
+        except BaseException:
+            # Nobody must take the claims for live ones, as long as this process is.
+            self._abort(run, "it could not be handed over")
+            raise
+        self._abort(run, f"run {other.run.id} was first")
+        return other.run
 
     def _awaited(self, look: Callable[[], _T]) -> _T:
         """Return what a look finds that may wait for others, and may be interrupted."""
