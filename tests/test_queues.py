@@ -8,12 +8,13 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_batch import SingleNodeExecutor, queue_files
+from dask_batch import SingleNodeExecutor
 from dask_batch.backends.command import Completed
-from dask_batch.config import resolve
+from dask_batch.configuration import queue_files
+from dask_batch.configuration.config import resolve
+from dask_batch.configuration.queue_files import read_queues
+from dask_batch.configuration.resources import for_dask_task, for_executor_call
 from dask_batch.errors import CommandError, ConfigurationError, ResourceError, TemplateError
-from dask_batch.queue_files import read_queues
-from dask_batch.resources import for_dask_task, for_executor_call
 
 SGE = """\
 queue_type: SGE

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dask_batch.config import resolve
+from dask_batch.configuration.config import resolve
 from dask_batch.errors import ConfigurationError
-from dask_batch.surroundings import Surroundings
+from dask_batch.preparing.surroundings import Surroundings
 
 
 @pytest.mark.parametrize("said", [{}, {"PYTHONHASHSEED": "random"}])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dask_batch.backends.base import JobState, JobStatus
-from dask_batch.entries import Entry
-from dask_batch.standing import Standing
-from dask_batch.sweep import Sweep
+from dask_batch.evidence.standing import Standing
+from dask_batch.following.entries import Entry
+from dask_batch.following.sweep import Sweep
 from watching import Queue, key_of
 
 

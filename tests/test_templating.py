@@ -7,8 +7,8 @@ from dask_batch.backends.templating import (
     template_values,
     template_variables,
 )
+from dask_batch.configuration.resources import for_dask_task
 from dask_batch.errors import TemplateError
-from dask_batch.resources import for_dask_task
 
 
 def values(dependency=(), extra=(), **resources):

@@ -16,12 +16,12 @@ import worker_bodies as bodies
 from clients import poll
 from dask_batch import SingleNodeExecutor, SlurmClusterExecutor
 from dask_batch.cache.store import Cache
+from dask_batch.configuration.resources import for_executor_call
 from dask_batch.errors import DiedTaskError, RemoteTraceback
 from dask_batch.job.ranks.crew import Crew
 from dask_batch.job.ranks.exchange import Exchange
 from dask_batch.job.ranks.pace import Pace
-from dask_batch.packing import ranks_of
-from dask_batch.resources import for_executor_call
+from dask_batch.preparing.packing import ranks_of
 from test_workers import client, gone, seen
 
 pytestmark = pytest.mark.mpi

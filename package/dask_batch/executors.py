@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 
 from dask_batch.compat.parameters import Parameters, checked_workers
 from dask_batch.compat.surface import FixedWorkersError, Surface
-from dask_batch.config import resolve
+from dask_batch.configuration.config import resolve
+from dask_batch.configuration.options import Options
+from dask_batch.configuration.resources import merge_resources
 from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
-from dask_batch.options import Options
-from dask_batch.preparation import call_resources, check_call_resources
+from dask_batch.preparing.preparation import call_resources, check_call_resources
 from dask_batch.private import PrivateCache, unnamed
-from dask_batch.resources import merge_resources
-from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session
 from dask_batch.sessions import Sessions
+from dask_batch.upkeep.runs import CacheEntry, get_cache_data
 
 __all__ = [
     "BaseExecutor",

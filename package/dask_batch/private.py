@@ -22,9 +22,9 @@ from dask_batch.backends.within.extent import spans_machines
 from dask_batch.backends.within.place import is_over, this_place
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.owner import Owner
-from dask_batch.config import default_cache_directory
+from dask_batch.configuration.config import default_cache_directory
+from dask_batch.configuration.options import Options
 from dask_batch.errors import ConfigurationError
-from dask_batch.options import Options
 
 __all__ = ["PrivateCache", "shared_place", "unnamed"]
 
