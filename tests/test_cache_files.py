@@ -180,3 +180,9 @@ def test_make_directory_says_what_is_in_the_way(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(CacheError, match="cannot be made"):
             make_directory(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_a_file_system_that_makes_no_directories_says_so() -> None:
+    with pytest.raises(CacheError, match="/proc/cache cannot be made"):
+        make_directory(Path("/proc/cache"))

@@ -96,6 +96,7 @@ def test_an_unknown_keyword_lists_the_known_ones():
         ("max_workers", -1),
         ("cache_directory", 3),
         ("cache_directory", "a\nb"),
+        ("cache_directory", ""),
         ("resource_dict", [1]),
         ("resource_rules", {"x*": 3}),
         ("shortest_poll_s", "soon"),

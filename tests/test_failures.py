@@ -149,6 +149,40 @@ def test_one_without_words_still_takes_its_dependents_down() -> None:
     assert "Unspeakable" in str(error)
 
 
+def test_a_long_message_of_an_input_is_told_in_a_line_that_can_be_read() -> None:
+    cause = ValueError("x" * 20_000)
+    error = dependency_failure(cause, key="", function="child", root="", root_function="")
+    assert len(error.message) < 1000
+    assert "()" not in error.message, "a task without a key is told without one"
+    assert error.__cause__ is cause
+
+
+@pytest.mark.parametrize(
+    ("outcome", "end", "said"),
+    [
+        (Outcome.DIED, {"signal": 9}, "memory_max"),
+        (Outcome.DIED, {"signal": 11}, "compiled library"),
+        (Outcome.DIED, {"signal": 12}, "Look into the log"),
+        (Outcome.UNSTORABLE, {"unwritten": True}, "space, quota, rights"),
+        (Outcome.UNSTORABLE, {"exit_code": 73}, "space, quota, rights"),
+        (Outcome.UNSTORABLE, {}, "plain data"),
+    ],
+)
+def test_what_to_try_goes_with_what_happened(
+    outcome: Outcome, end: dict[str, Any], said: str
+) -> None:
+    error = failure_of(Verdict(outcome, "what happened"), **ABOUT, end=end)
+    assert isinstance(error, TaskError)
+    assert said in error.advice
+
+
+def test_a_job_that_only_its_own_record_tells_of_has_ended() -> None:
+    about = {**ABOUT, "state": ""}
+    error = failure_of(Verdict(Outcome.DIED, "so"), **about, end={"outcome": "died"})
+    assert isinstance(error, TaskError)
+    assert error.state == "ended"
+
+
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.DONE])
 def test_each_failure_carries_what_is_known(outcome: Outcome, tmp_path: Path) -> None:
     log = tmp_path / "0.err"

@@ -354,6 +354,7 @@ def test_something_was_installed_meanwhile(given: Bench) -> None:
         ({"threads_per_core": 100_000}, "threads_per_core"),
         ({"cores": 100_000}, "cores"),
         ({"memory_max": 10**6}, "memory_max"),
+        ({"run_time_max": 10**15}, "run_time_max"),
         ({"gpus_per_core": 100}, "gpus_per_core"),
         ({"partition": "debug"}, "partition"),
         ({"num_nodes": 2}, "num_nodes"),

@@ -198,6 +198,19 @@ def test_what_was_lost_with_its_parents_is_handed_in_when_they_are_there(
     assert [future.result(0) for future in futures.values()] == ["one", "two", "three"]
 
 
+def test_what_the_queue_said_before_the_end_is_not_the_state_of_the_end(
+    client: Client, queue: Queue
+) -> None:
+    futures = client.run(prepared("late"))
+    queue.say("late", JobState.RUNNING)
+    client.look()
+    client.end("late", 0, outcome="unstorable", message="the result is a socket")
+    client.look()
+    error = futures["late"].exception(0)
+    assert isinstance(error, TaskError)
+    assert error.state == "ended"
+
+
 def test_one_answer_without_the_job_is_no_evidence(client: Client, queue: Queue) -> None:
     futures = client.run(prepared("one"))
     queue.purged.add(queue.id_of("one"))

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from dask_batch.backends.base import Job, JobState
+from dask_batch.backends.base import Job, JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Owner
 from dask_batch.cache.store import Cache
+from dask_batch.engine.backlog import Backlog
 from dask_batch.engine.engine import Engine
 from dask_batch.engine.request import Request
 from dask_batch.errors import BackendError, DependencyFailedError, GivenUpTaskError, QueueFullError
@@ -23,6 +24,7 @@ from dask_batch.preparing.preparation import PreparedJob
 from dask_batch.steward.steward import Steward
 from dask_batch.submitting.handover import HandOver
 from test_handover import Recorder, key_of, prepared
+from watching import Client, Queue
 
 
 class Small(Recorder):
@@ -327,6 +329,15 @@ def test_a_request_that_needs_what_is_left_waits_with_it(driven: Driven) -> None
     futures = {**first, **second}
     driven.turns(until=lambda: all(future.done() for future in futures.values()))
     assert futures["last"].result() == "last"
+
+
+def test_a_steward_whose_id_is_another_jobs_by_now_is_let_be(tmp_path: Path) -> None:
+    queue = Queue()
+    client = Client(tmp_path, queue)
+    for job_id, name in (("7", "steward-run-0"), ("8", "fit-run-0"), ("9", "")):
+        queue.states[job_id] = JobStatus(job_id, JobState.WAITING, name=name)
+    Backlog(client.watch, standings_of(client.cache, queue)).dismiss(["7", "8", "9"])
+    assert queue.cancels == [["7", "9"]]
 
 
 def test_cancelling_all_cancels_what_is_left(driven: Driven) -> None:

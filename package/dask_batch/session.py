@@ -32,6 +32,7 @@ from dask_batch.preparing.deferred import Deferred
 from dask_batch.preparing.outside import Barred, NotYet, ParentFailed
 from dask_batch.preparing.preparation import Preparer, call_resources, name_of
 from dask_batch.preparing.surroundings import Surroundings
+from dask_batch.submitting.defining import safe_name
 from dask_batch.submitting.handover import HandOver
 from dask_batch.verdicts.failures import dependency_failure
 
@@ -208,7 +209,7 @@ class Session:
         folder = self.cache.path / "logs" / "RUN"
         surroundings = self.surroundings()
         return Job(
-            name=name,
+            name=safe_name(name),
             definition=self.cache.path / "definitions" / "RUN.h5",
             index=0,
             resources=normal,

@@ -209,6 +209,17 @@ def fsync_directory(path: Path) -> None:
 # ---- directories -----------------------------------------------------------------------------
 
 
+def _made(path: Path) -> bool:
+    """Make one directory; False if it is there."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return False
+    return True
+
+
 def make_directory(path: Path) -> None:
     """Make a directory, and those above it that are missing, for nobody but us (0700).
 
@@ -219,16 +230,14 @@ def make_directory(path: Path) -> None:
     """
     try:
         try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            if not path.is_dir():
-                raise
-            return None
+            made = _made(path)
         except FileNotFoundError:
             if path.parent == path:
                 raise
             make_directory(path.parent)
-            return make_directory(path)
+            made = _made(path)  # some file systems (/proc) say so of whatever is to be made
+        if not made:
+            return
         if stat.S_IMODE(os.stat(path).st_mode) & 0o700 != 0o700:
             os.chmod(path, 0o700)  # a umask took our own bits
         fsync_directory(path.parent)

@@ -77,17 +77,25 @@ def _section(section: str, directory: Path) -> Iterator[Finding]:
         if name.startswith(f"{PRIVATE_PREFIX}~"):
             yield from _finding(section, path, "temporary")
         elif not path.is_symlink() and path.is_dir():
+            if _check_of(section, name) is not None:
+                yield Finding(section, path, 0, "stray", "it is a directory: remove it")
             yield from _unsafe_directory(section, path)
             yield from _section(section, path)
         elif not name.startswith(".nfs"):  # what an NFS client keeps of a file that is still open
             yield from _file(section, path)
 
 
+def _check_of(section: str, name: str) -> Callable[[Path], object] | None:
+    """Return what checks a file of that name, if a section has such files."""
+    kinds = _KINDS.get(section, ())
+    return next((check for pattern, check in kinds if re.fullmatch(pattern, name)), None)
+
+
 def _file(section: str, path: Path) -> Iterator[Finding]:
     if section in _CONTENT_OF_OTHERS:
         yield from _finding(section, path)
         return
-    check = next((c for pattern, c in _KINDS[section] if re.fullmatch(pattern, path.name)), None)
+    check = _check_of(section, path.name)
     if check is None:
         yield from _finding(section, path, "stray", f"{section}/ has no file of that name")
         return

@@ -99,6 +99,14 @@ def _folder(value: Any) -> Path:
         path = Path(value).expanduser()
     except (TypeError, RuntimeError) as error:
         raise ConfigurationError(f"cache_directory must be a path, not {value!r}") from error
+    if not str(value):
+        raise ConfigurationError("cache_directory is empty: name a directory ('.' is this one)")
     if not str(path).isprintable():
         raise ConfigurationError(f"cache_directory has control characters in it: {value!r}")
-    return path.absolute()
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"cache_directory {value!r} is relative to the working directory, which is not there "
+            "any more: give a whole path, or change to another directory (os.chdir)"
+        ) from error

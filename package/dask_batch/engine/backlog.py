@@ -23,6 +23,7 @@ from dask_batch.following.watch import Watch
 from dask_batch.future import BatchFuture
 from dask_batch.preparing.preparation import PreparedJob
 from dask_batch.submitting.handover import Handed
+from dask_batch.submitting.lanes import may_be_steward
 from dask_batch.verdicts.failures import dependency_failure
 from dask_batch.verdicts.follow import Outcome
 
@@ -120,7 +121,8 @@ class Backlog:
         backend = self._watch.backend
         try:
             states = backend.status(stewards) if stewards else {}
-            backend.cancel([i for i, found in states.items() if found.state is JobState.WAITING])
+            waiting = {i: s for i, s in states.items() if s.state is JobState.WAITING}
+            backend.cancel([i for i, found in waiting.items() if may_be_steward(found.name)])
         except BackendError as error:
             # They would find out by themselves.
             logger.info("the stewards %s could not be cancelled: %s", ", ".join(stewards), error)

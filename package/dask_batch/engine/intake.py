@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dask_batch.engine.backlog import Backlog
+from dask_batch.engine.fallen import without_fallen
 from dask_batch.engine.request import Request, refused, still_wanted
 from dask_batch.errors import BackendError, SubmissionError
 from dask_batch.following.watch import Watch
 from dask_batch.preparing.packing import PreparedJob
 from dask_batch.submitting.handover import Handed, HandOver, Interrupted
+from dask_batch.submitting.planning import VanishedError
+from dask_batch.verdicts.failures import Fallen
 
 __all__ = ["Intake"]
 
@@ -61,6 +64,9 @@ class Intake:
                 return requests
             except SubmissionError as error:
                 requests = refused(requests, error)
+            except VanishedError as error:
+                fallen = {key: self._watch.fallen(key) or Fallen(error) for key in error.keys}
+                requests = without_fallen(requests, fallen)
             except Exception as error:
                 if again and isinstance(error, BackendError):
                     self._backlog.put_back(requests, error)

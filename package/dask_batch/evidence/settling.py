@@ -12,17 +12,21 @@ from dask_batch.backends.base import Backend
 from dask_batch.cache.claims import Claims, Owner, Run, RunLog
 from dask_batch.errors import BackendError
 
-__all__ = ["Settling"]
+__all__ = ["IN_HAND", "Settling"]
 
 logger = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
+IN_HAND: set[str] = set()
+"""The runs that this process is handing over."""
 _LOOK_S = 0.05
 _STEP_S = 0.5
 _SAY_S = 30.0
 _STALL_S = 120.0
 """A hand-over on another host that records nothing for so long counts as dead, in seconds."""
+_DROPPED_S = 5.0
+"""After so long one counts as given up that this process began, and is not at any more."""
 _PATIENCE_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0, 60.0)
 """How long to wait between two questions to a batch system that gives no answer, in seconds."""
 
@@ -62,8 +66,10 @@ class Settling:
             if log.length != length:
                 length, changed = log.length, now
             stalled = now - changed > _STALL_S
-            if _is_dead(run.owner, stalled=stalled) and self.claims.heir(
-                run.id, Owner.current(), dead=functools.partial(_is_dead, stalled=stalled)
+            dead = functools.partial(_is_dead, stalled=stalled)
+            dropped = now - changed > _DROPPED_S and _is_dropped(run)
+            if (dropped or dead(run.owner)) and self.claims.heir(
+                run.id, Owner.current(), dead=dead
             ):
                 self._inherit(run, self.claims.log(run.id))
                 continue
@@ -120,6 +126,14 @@ class Settling:
             logger.info("run %s: its client died while handing it over; it is taken back", run.id)
             self.patiently(backend, lambda: backend.cancel(list(found.values())))
             self.claims.record(run.id, {"event": "aborted", "reason": "its client died"})
+
+
+def _is_dropped(run: Run) -> bool:
+    """Whether this process itself began a hand-over, and is not at it any more.
+
+    Its end could not be recorded, or what recorded it is damaged.
+    """
+    return run.owner == Owner.current() and run.id not in IN_HAND
 
 
 def _is_dead(owner: Owner, *, stalled: bool) -> bool:

@@ -164,7 +164,7 @@ class Attending:
 
     def _under_way(self, entry: Entry, job_id: str) -> None:
         entry.under_way(job_id)
-        self._watch.known[entry.standing.key] = entry.standing
+        self._watch.take_note(entry.standing)
         self._watch.hasten()
 
     def _refused(self, entry: Entry, error: SubmissionError) -> None:

@@ -15,7 +15,7 @@ from dask_batch.following.entries import Entry
 from dask_batch.following.resolving import Resolving
 from dask_batch.following.tending import Tending
 from dask_batch.verdicts.diagnosis import diagnose
-from dask_batch.verdicts.failures import failure_of, tail_of
+from dask_batch.verdicts.failures import Fallen, failure_of, tail_of
 from dask_batch.verdicts.follow import Evidence, Outcome, Verdict, judge, signal_of
 from dask_batch.verdicts.retry import Ending
 
@@ -110,7 +110,9 @@ class Repeating:
         start = attempts.read_start(self._cache, standing.key, standing.generation)
         log = standing.log_stem.with_suffix(".err")
         found = diagnose(
-            tail_of(log), status.exit_code, signal_of(status), started=start is not None
+            *(tail_of(log), status.exit_code, signal_of(status)),
+            started=start is not None,
+            reason=status.reason,
         )
         if found is None:
             return verdict
@@ -213,6 +215,18 @@ class Repeating:
         mine = standing.backend == backend.name and ends_with_client(backend.name)
         if cancelled and mine and standing.job_id is not None:
             backend.cancel([standing.job_id])
+
+    def on_record(self, key: str) -> Fallen | None:
+        """Return the failure of a task that is not under way any more; None if there is none."""
+        claim = self._claims.current(key)
+        if claim is None:
+            return None
+        end = attempts.read_end(self._cache, key, claim.generation)
+        if end is None:
+            return None
+        root = str(end.get("root") or key)
+        first = self._claims.current(root) or claim
+        return Fallen(self._failure(claim), root, self._history.function(first.run, root))
 
     def _failure(self, claim: Claim) -> BaseException:
         """Return the failure of a task that is not under way any more, as its end record has it."""

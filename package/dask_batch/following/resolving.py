@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from dask_batch.cache import attempts
-from dask_batch.errors import TaskError
+from dask_batch.errors import CacheError, TaskError
 from dask_batch.following.entries import Entry, Observer
 from dask_batch.following.giving_up import GivingUp
 from dask_batch.following.sweep import Sweep
@@ -106,14 +106,15 @@ class Resolving:
         if cause is not None:
             root, function = str(end.get("root") or ""), str(end.get("root_function") or "")
             fallen = dependency_failure(
-                cause, key=key, function=entry.function, root=root, root_function=function
-            )
+                cause, key=key, function=entry.function, root=root, root_function=function,
+                job_id=standing.job_id,
+            )  # fmt: skip
             self._fell(key, entry, fallen)
             self._fail_children(entry, cause, root=root, root_function=function)
             return
         error = failure_of(
             verdict, key=key, function=entry.function, job_id=standing.job_id,
-            state=entry.status.word if entry.status is not None else str(end.get("state", "")),
+            state=_state(entry, end),
             log=standing.log_stem.with_suffix(".err"), end=end,
             cut=attempts.read_cut(self._cache, key, standing.generation),
             unbegun=entry.status.unbegun if entry.status is not None else None,
@@ -163,7 +164,7 @@ class Resolving:
                     continue
                 error = dependency_failure(
                     cause, key=key, function=entry.function, root=root,
-                    root_function=root_function,
+                    root_function=root_function, job_id=entry.standing.job_id,
                 )  # fmt: skip
                 self.record(entry, Verdict(Outcome.DEPENDENCY, error.message), root=root)
                 # It may be waiting for ever: nothing but its parents' success would let it go.
@@ -176,7 +177,12 @@ class Resolving:
     # ---- records ---------------------------------------------------------------------------
 
     def record(self, entry: Entry, verdict: Verdict, *, root: str = "") -> bool:
-        """Leave a verdict for the clients that come later, if the job itself left none."""
+        """Leave a verdict for the clients that come later, if the job itself left none.
+
+        Returns False if the job, or another client, has come first. Where the cache cannot be
+        written (a full disk) those who come later have to find out for themselves: who waits here
+        is told all the same.
+        """
         standing, status = entry.standing, entry.status
         record = {
             "outcome": verdict.outcome.value,
@@ -190,7 +196,14 @@ class Resolving:
             "root": root,
             "concluded_by": "client",
         }
-        return attempts.end(self._cache, standing.key, standing.generation, record)
+        try:
+            return attempts.end(self._cache, standing.key, standing.generation, record)
+        except CacheError as error:
+            logger.warning(
+                "what became of %s (%s) cannot be recorded: %s",
+                entry.function, standing.key[:12], error,
+            )  # fmt: skip
+            return True
 
     def _give_up(self, run_id: str, cause: BaseException) -> None:
         """End what is left of a hand-over whose first jobs have all died of one cause."""
@@ -203,6 +216,17 @@ class Resolving:
         self._giving_up(run_id, cause, fail)
         if self._watch.given_up is not None:
             _guarded(functools.partial(self._watch.given_up, run_id, cause))
+
+
+def _state(entry: Entry, end: dict[str, Any]) -> str:
+    """Return the word for the state of a failed job.
+
+    What the batch system said before the job's own record came (*running*) is out of date.
+    """
+    status = entry.status
+    if status is not None and status.state.ended:
+        return status.word or status.state.value
+    return str(end.get("state") or "")
 
 
 def _guarded(call: Callable[[], object]) -> None:

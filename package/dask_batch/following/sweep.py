@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from dask_batch.backends.base import Backend
 from dask_batch.errors import BackendError
+from dask_batch.evidence.standing import Standing
 from dask_batch.following.entries import Entry
 
 __all__ = ["Sweep"]
@@ -33,15 +34,29 @@ class Sweep:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._ids: set[str] = set()
+        self._names: dict[str, str] = {}
         self._fruitless = 0
         self._not_before = 0.0
+
+    def given(self, standing: Standing) -> None:
+        """Take note whose job an id is from now on.
+
+        A controller that has lost its memory gives ids a second time: whoever had one before is
+        gone, and must not take the job down that has it now.
+        """
+        if standing.job_id is not None and standing.backend == self._backend.name:
+            if self._names.get(standing.job_id, standing.job_name) != standing.job_name:
+                self._ids.discard(standing.job_id)
+            self._names[standing.job_id] = standing.job_name
 
     def add(self, entry: Entry) -> None:
         """Let the job of an entry end, if it is this batch system's and may not have ended."""
         standing = entry.standing
-        here = standing.backend == self._backend.name and standing.job_id is not None
-        if here and (not entry.over or entry.never_starts):
-            self._ids.add(standing.job_id or "")
+        if standing.job_id is None or standing.backend != self._backend.name:
+            return
+        its_own = self._names.get(standing.job_id, standing.job_name) == standing.job_name
+        if its_own and (not entry.over or entry.never_starts):
+            self._ids.add(standing.job_id)
 
     def add_ids(self, job_ids: Iterable[str]) -> None:
         """Let jobs end."""

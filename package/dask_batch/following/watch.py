@@ -33,6 +33,7 @@ from dask_batch.following.resolving import Resolving
 from dask_batch.following.sweep import Sweep
 from dask_batch.following.tending import Tending
 from dask_batch.future import BatchFuture
+from dask_batch.verdicts.failures import Fallen
 from dask_batch.verdicts.follow import Outcome
 
 __all__ = ["Entry", "Observer", "Pace", "Watch"]
@@ -128,8 +129,13 @@ class Watch:
             if not ours and standing.generation > 0:
                 # Whoever claimed this attempt may not have come to run the job again.
                 entry.doubt(act_at=time.monotonic() + self._pace.lease_s)
-            self.known[standing.key] = standing
+            self.take_note(standing)
             self.hasten()
+
+    def take_note(self, standing: Standing) -> None:
+        """Know a job by its key, and whose its id is."""
+        self.known[standing.key] = standing
+        self._sweep.given(standing)
 
     def hasten(self) -> None:
         """Ask and look soon: something has come in."""
@@ -290,12 +296,16 @@ class Watch:
         if enough:
             self._resolving.not_found_out(key, entry, error)
 
+    def fallen(self, key: str) -> Fallen | None:
+        """Return why the result of a key will not come, if its failure is on record."""
+        return self._repeating.on_record(key)
+
     def inherit(self, key: str, standing: Standing, *, ours: bool) -> None:
         """Go on waiting for a key that was handed over anew, since its job has gone."""
         entry = self.entries[key]
         entry.move(standing)
         entry.ours = ours
-        self.known[key] = standing
+        self.take_note(standing)
         if ours:
             self.followers.leave(key)
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dask_batch.errors import ConfigurationError
 from dask_batch.job.devices import unrestricted
 from dask_batch.job.surroundings import OF_A_JOB
 
@@ -40,7 +41,7 @@ class Surroundings:
         if "PYTHONPATH" in environment:
             environment["PYTHONPATH"] = _without_here(environment["PYTHONPATH"])
         return cls(
-            Path.cwd(),
+            _here(),
             _umask(),
             tuple(os.path.abspath(entry) for entry in sys.path if _is_folder(entry)),
             environment,
@@ -53,6 +54,16 @@ class Surroundings:
             "umask": self.umask,
             "module_path": list(self.module_path),
         }
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            "the working directory of this process, in which its jobs are to run, is not there any "
+            "more: change to another one (os.chdir)"
+        ) from error
 
 
 def _without_here(path: str) -> str:

@@ -21,7 +21,7 @@ from dask_batch.cache.store import Cache
 from dask_batch.evidence.standing import Standing, log_stem
 from dask_batch.preparing.packing import PreparedJob
 
-__all__ = ["Plan", "define", "jobs_of", "run_of"]
+__all__ = ["Plan", "define", "jobs_of", "run_of", "safe_name"]
 
 _NAME_LENGTH = 40
 
@@ -45,7 +45,8 @@ def run_of(jobs: Sequence[PreparedJob], backend: str) -> Run:
         backend=backend,
         created=time.time(),
         jobs=tuple(
-            (f"{_safe_name(job)}-{run_id}-{index}", job.key) for index, job in enumerate(jobs)
+            (f"{safe_name(_wished(job))}-{run_id}-{index}", job.key)
+            for index, job in enumerate(jobs)
         ),
         place=this_place() if ends_with_client(backend) else "",
     )
@@ -162,8 +163,11 @@ class _Table:
         return self._places[text]
 
 
-def _safe_name(job: PreparedJob) -> str:
+def _wished(job: PreparedJob) -> str:
+    return str(job.resources.get("job_name") or job.function)
+
+
+def safe_name(wished: str) -> str:
     """Return a name for people in the letters that every batch system keeps as they are."""
-    wished = job.resources.get("job_name") or job.function
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(wished)).strip("_.-")
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", wished).strip("_.-")
     return safe[:_NAME_LENGTH] or "task"

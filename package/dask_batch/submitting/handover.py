@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from dask_batch.backends.base import Backend
 from dask_batch.cache.claims import Claim, Run
 from dask_batch.errors import QueueFullError, SubmissionError
+from dask_batch.evidence.settling import IN_HAND
 from dask_batch.evidence.standing import Standing, Standings, log_stem
 from dask_batch.preparing.packing import PreparedJob
 from dask_batch.submitting.defining import Plan, define, jobs_of, run_of
@@ -131,30 +132,41 @@ class HandOver:
         ------
         SubmissionError
             A job was refused. Nothing of this hand-over runs.
-        MissingEntryError
-            A result that a job needs has vanished from the cache.
+        VanishedError
+            A result that a job needs is not in the cache any more, or has not come to be.
         """
         while True:
             plan = self._awaited(functools.partial(self._plan, jobs, pending))
             if not plan.needed:
                 return Handed(plan.under_way)
             run = run_of(plan.needed, self.backend.name)
-            self.claims.begin(run)
+            IN_HAND.add(run.id)
             try:
-                other = self._claim(run, plan)
-                if other is None:
-                    return self._submit(run, plan)
-            except QueueFullError as full:
-                self._abort(run, "the queue is full")
-                definition_path(self.cache, run.id).unlink(missing_ok=True)
-                logger.info("%d job(s) wait: %s", len(plan.needed), str(full.output).strip())
-                return Handed(plan.under_way, left=tuple(job.key for job in plan.needed))
-            except BaseException:
-                # Nobody must take the claims for live ones, as long as this process is.
-                self._abort(run, "it could not be handed over")
-                raise
-            self._abort(run, f"run {other.run.id} was first")
-            self._awaited(functools.partial(self.standings.settled, other.run))
+                handed = self._begin(run, plan)
+            finally:
+                IN_HAND.discard(run.id)
+            if isinstance(handed, Handed):
+                return handed
+            self._awaited(functools.partial(self.standings.settled, handed))
+
+    def _begin(self, run: Run, plan: Plan) -> Handed | Run:
+        """Claim the jobs of a run and submit them; return the run that was first, if one was."""
+        self.claims.begin(run)
+        try:
+            other = self._claim(run, plan)
+            if other is None:
+                return self._submit(run, plan)
+        except QueueFullError as full:
+            self._abort(run, "the queue is full")
+            definition_path(self.cache, run.id).unlink(missing_ok=True)
+            logger.info("%d job(s) wait: %s", len(plan.needed), str(full.output).strip())
+            return Handed(plan.under_way, left=tuple(job.key for job in plan.needed))
+        except BaseException:
+            # Nobody must take the claims for live ones, as long as this process is.
+            self._abort(run, "it could not be handed over")
+            raise
+        self._abort(run, f"run {other.run.id} was first")
+        return other.run
 
     def _awaited(self, look: Callable[[], _T]) -> _T:
         """Return what a look finds that may wait for others, and may be interrupted."""

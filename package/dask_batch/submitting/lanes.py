@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from dask_batch.backends.base import Job
 
-__all__ = ["LANE_SIZE", "Lanes", "steward_name"]
+__all__ = ["LANE_SIZE", "Lanes", "may_be_steward", "steward_name"]
 
+_STEWARD: Final = "steward"
 LANE_SIZE: Final = 500
 """How many jobs one steward waits for at most."""
 _FEW: Final = 8
@@ -38,7 +39,15 @@ the user's template with its variables: that knows what the site wants of a job.
 
 def steward_name(run_id: str, number: int) -> str:
     """Return the unique name of a steward."""
-    return f"steward-{run_id}-{number}"
+    return f"{_STEWARD}-{run_id}-{number}"
+
+
+def may_be_steward(name: str) -> bool:
+    """Whether a job of that name, as a batch system tells it, may be one; it may tell none.
+
+    A controller that has lost its memory gives a steward's id to another job.
+    """
+    return not name or name.startswith(f"{_STEWARD}-")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,25 @@ from dask_batch.evidence.standing import Standing, Standings
 from dask_batch.preparing.packing import PreparedJob
 from dask_batch.submitting.defining import Plan
 
-__all__ = ["Interrupted", "Planning"]
+__all__ = ["Interrupted", "Planning", "VanishedError"]
 
 _LOOK_S = 0.5
 
 
 class Interrupted(BaseException):
     """A hand-over that waited for others has been interrupted: nothing of it is left."""
+
+
+class VanishedError(MissingEntryError):
+    """Results that jobs need are not there, and nobody makes them.
+
+    Attributes
+    ----------
+    keys
+        Their keys: of entries that have vanished, or of tasks that have failed.
+    """
+
+    keys: frozenset[str] = frozenset()
 
 
 class Planning:
@@ -51,8 +63,8 @@ class Planning:
 
         Raises
         ------
-        MissingEntryError
-            A result that a job needs has vanished from the cache.
+        VanishedError
+            A result that a job needs is not in the cache any more, or has not come to be.
         """
         while True:
             plan = self._plan(jobs, pending)
@@ -111,10 +123,12 @@ class Planning:
 
     def _refuse_vanished(self, keys: set[str]) -> None:
         if keys:
-            raise MissingEntryError(
+            error = VanishedError(
                 f"{len(keys)} result(s) that these tasks need have vanished from "
                 f"{self.cache.path}, {min(keys)[:12]} among them: compute again"
             )
+            error.keys = frozenset(keys)
+            raise error
 
     def _await_strangers(self, plan: Plan) -> bool:
         """Wait for results of jobs that our batch system cannot wait for.

@@ -211,17 +211,25 @@ class Overview:
 
     def cancel(self, run: Run, key: str | None) -> int:
         """End the jobs of a run, or that of one key; return how many were under way."""
-        log = self.claims.log(run.id)
+        chosen = self.under_way(run, key)
+        self.end(run, chosen)
+        return len(chosen)
+
+    def under_way(self, run: Run, key: str | None) -> list[tuple[str, str]]:
+        """Return the names and keys of a run's jobs that have not ended, or that of one key."""
         ends = self._ends([each for _, each in run.jobs], self._claims(run))
-        chosen = [
+        return [
             (name, each) for name, each in run.jobs if key in (None, each) and ends[each] is None
         ]
+
+    def end(self, run: Run, chosen: Sequence[tuple[str, str]]) -> None:
+        """End jobs of a run, by their names and keys."""
+        log = self.claims.log(run.id)
         backend = self._askable.of(run)
         if backend is not None:
             backend.cancel([log.ids[name] for name, _ in chosen if name in log.ids])
         for name, each in chosen:
             self._end(run, each, log.ids.get(name))
-        return len(chosen)
 
     def _end(self, run: Run, key: str, job_id: str | None) -> None:
         try:

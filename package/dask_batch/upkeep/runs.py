@@ -10,7 +10,7 @@ from typing import Any
 
 from dask_batch.cache.store import Cache
 from dask_batch.configuration.config import resolve
-from dask_batch.errors import ConfigurationError, MissingEntryError
+from dask_batch.errors import CacheError, ConfigurationError, MissingEntryError
 from dask_batch.upkeep.cached import CacheEntry, Calls, result_entry
 from dask_batch.upkeep.overview import Overview, RunStatus
 from dask_batch.upkeep.unfinished import open_entries
@@ -127,7 +127,11 @@ def cancel(
         runs = [each for each in look.runs() if run in (None, each.id)]
         if run is not None and not runs:
             raise ConfigurationError(f"there is no run {run!r} in {cache.path}")
-        return sum(look.cancel(each, key) for each in runs)
+        # All are counted before any is ended: what waits for it ends by itself.
+        chosen = [(each, look.under_way(each, key)) for each in runs]
+        for each, jobs in chosen:
+            look.end(each, jobs)
+        return sum(len(jobs) for _, jobs in chosen)
     finally:
         look.close()
 
@@ -154,7 +158,11 @@ def explain(cache_directory: str | Path, key: str) -> dict[str, str]:
     for other in list(cache.keys()):
         if other == key:
             continue
-        found = cache.attributes(other)
+        try:
+            found = cache.attributes(other)
+        except CacheError as error:  # it is another's, and there are others
+            logger.info("%s is passed over: %s", other[:12], error)
+            continue
         same = found.get("function") == attributes.get("function")
         earlier = found.get("started", 0) < attributes.get("started", 0)
         if same and earlier and (before is None or found["started"] > before["started"]):

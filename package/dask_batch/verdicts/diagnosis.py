@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from dask_batch.backends.base import NO_LOGS
 from dask_batch.job import exit_codes
 from dask_batch.verdicts.follow import Outcome
 
@@ -36,6 +37,10 @@ _CHDIR = re.compile(_DAEMON + r"couldn't chdir to [`'\"]?(.+?)['\"]?: ", re.MULT
 _EXECVE = re.compile(_DAEMON + r"execve\(\): (.+)$", re.MULTILINE)
 _NO_MODULE = re.compile(r"No module named ['\"]?(dask_batch[\w.]*)['\"]?")
 _NO_LIBRARY = re.compile(r"^ModuleNotFoundError: No module named ['\"]([\w.]+)['\"]", re.MULTILINE)
+_TOO_OLD = re.compile(
+    r"^(?:.*: )?(?:unknown|invalid) option:?(?: -P| -- 'P')$", re.MULTILINE | re.I
+)
+"""``-P``, which keeps the working directory off a job's path, came with Python 3.11."""
 _NOT_FOUND = re.compile(r"^.*: (?:command not found|not found|No such file or directory)$", re.M)
 
 _NO_PMI = re.compile(r"direct launched using \"srun\",\s+but OMPI was not built with SLURM's PMI")
@@ -67,7 +72,12 @@ def hint(message: str) -> str | None:
 
 
 def diagnose(
-    tail: str, exit_code: int | None, signal: int | None, *, started: bool = False
+    tail: str,
+    exit_code: int | None,
+    signal: int | None,
+    *,
+    started: bool = False,
+    reason: str = "",
 ) -> tuple[Outcome, str] | None:
     """Refine the verdict on a job that died, or that ended well without a result.
 
@@ -80,6 +90,8 @@ def diagnose(
     started
         Whether it left the record of its start: then its surroundings let it begin, and exit codes
         are the function's own.
+    reason
+        The batch system's reason, if it gave one.
 
     Returns
     -------
@@ -95,8 +107,12 @@ def diagnose(
             "rule lets it, for one process as well (`srun --mpi=list` shows what there is)"
         )
     if exit_code == exit_codes.NO_SPACE:
-        return Outcome.UNSTORABLE, exit_codes.MEANINGS[exit_code]
-    return None if started or signal else _could_not_begin(tail, exit_code)
+        return Outcome.UNSTORABLE, _with_words(exit_codes.MEANINGS[exit_code], tail)
+    if started or signal:
+        return None
+    if reason == NO_LOGS:
+        return Outcome.ENVIRONMENT, f"{reason}: their folder must be there on it, and its owner's"
+    return _could_not_begin(tail, exit_code)
 
 
 def _could_not_begin(tail: str, exit_code: int | None) -> tuple[Outcome, str] | None:
@@ -110,6 +126,8 @@ def _could_not_begin(tail: str, exit_code: int | None) -> tuple[Outcome, str] | 
     execve = _EXECVE.search(tail)
     if execve is not None:
         return Outcome.ENVIRONMENT, f"its node cannot start the job's script: {execve[1]}"
+    if _TOO_OLD.search(tail) is not None:
+        return Outcome.ENVIRONMENT, "its interpreter is older than Python 3.11, or is no Python"
     module = _NO_MODULE.search(tail) or _NO_LIBRARY.search(tail)
     if module is not None:
         return Outcome.ENVIRONMENT, f"its interpreter has no module {module[1]}"

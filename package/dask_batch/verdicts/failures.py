@@ -7,6 +7,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,15 @@ from dask_batch.errors import (
     TimeoutTaskError,
     UnstorableResultError,
 )
+from dask_batch.verdicts.advice import advice_on
 from dask_batch.verdicts.diagnosis import hint
 from dask_batch.verdicts.follow import Outcome, Verdict
 
-__all__ = ["dependency_failure", "failure_of", "tail_of"]
+__all__ = ["Fallen", "dependency_failure", "failure_of", "tail_of"]
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 8192
+_LINE_CHARS = 500
 _UNPICKLING_S = 10.0
 _CONTROL = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
@@ -67,6 +70,23 @@ _ERRORS: Mapping[Outcome, type[TaskError]] = {
 
 
 _CUT_SHORT = frozenset({Outcome.TIMEOUT, Outcome.PREEMPTED, Outcome.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Fallen:
+    """Why an input will not come.
+
+    Attributes
+    ----------
+    error
+        The failure of its task, or that it has vanished.
+    root, function
+        The key of the task that failed first, and the name of its function; empty where none has.
+    """
+
+    error: BaseException
+    root: str = ""
+    function: str = ""
 
 
 def failure_of(
@@ -137,16 +157,17 @@ def _failure(
     if isinstance(unbegun, SubmissionError):
         return unbegun
     log = log if unbegun is None else None
-    error = _ERRORS[verdict.outcome](
+    outcome = verdict.outcome
+    error = _ERRORS[outcome](
         f"{function or 'a task'}: {verdict.message}{_where_it_stood(verdict, cut)}",
         key=key,
         function=function,
         job_id=job_id,
-        state=state,
+        state=state or ("ended" if end else ""),
         evidence=verdict.evidence,
         log=log,
         tail=tail_of(log),
-        advice=_advice(verdict, end, unbegun),
+        advice=unbegun.advice if isinstance(unbegun, NoWorkerError) else advice_on(outcome, end),
     )
     if isinstance(error, DependencyFailedError) and end is not None:
         error.root = str(end.get("root", ""))
@@ -154,17 +175,6 @@ def _failure(
     if trace:
         error.__cause__ = RemoteTraceback(str(trace))
     return error
-
-
-def _advice(verdict: Verdict, end: Mapping[str, Any] | None, unbegun: Exception | None) -> str:
-    """Say what to try where that is more special than what the error says by itself; else ''."""
-    if isinstance(unbegun, NoWorkerError):
-        return unbegun.advice
-    if verdict.outcome is Outcome.NO_OUTPUT and end is not None:  # it has told so itself
-        return (
-            "Let the function return, or raise: os._exit ends its process before there is a value."
-        )
-    return ""
 
 
 def _trace(cut: Mapping[str, Any] | None) -> str:
@@ -276,14 +286,25 @@ def _apart(load: Callable[[], Any]) -> Any:
 
 
 def dependency_failure(
-    cause: BaseException, *, key: str, function: str, root: str, root_function: str
+    cause: BaseException,
+    *,
+    key: str,
+    function: str,
+    root: str,
+    root_function: str,
+    job_id: str | None = None,
 ) -> DependencyFailedError:
     """Return the error of a task that did not run because another one failed."""
+    which = root_function or "a task"
+    if root:
+        which += f" ({root[:12]})"
     error = DependencyFailedError(
-        f"{function or 'a task'} did not run: it depends on {root_function or 'a task'} "
-        f"({root[:12]}), which failed: {_first_line(cause)}",
+        f"{function or 'a task'} did not run: it depends on {which}, which failed: "
+        f"{_first_line(cause)}",
         key=key,
         function=function,
+        job_id=job_id,
+        state="not run",
         evidence="the failure of the task that it depends on",
     )
     error.root = root
@@ -296,6 +317,8 @@ def _first_line(error: BaseException) -> str:
         text = str(error).strip().partition("\n")[0]
     except Exception:
         text = ""  # its words are the user's code, and fail; its class tells something
+    if len(text) > _LINE_CHARS:
+        text = f"{text[:_LINE_CHARS]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -9,6 +9,7 @@ files late can still bring the first or the second. *Don't know* is never a verd
 from __future__ import annotations
 
 import enum
+import signal as signals
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -157,12 +158,17 @@ def _how_it_died(status: JobStatus) -> str:
         return str(status.unbegun)
     signal = signal_of(status)
     if signal is not None:
-        return f"the job was killed by signal {signal}{_SIGNALS.get(signal, '')}"
+        return f"the job was killed by signal {signal}{_SIGNALS.get(signal) or _name(signal)}"
     if status.exit_code == 127:
         return "the job's command was not found (exit code 127)"
     if status.exit_code:
         return f"the job ended with exit code {status.exit_code} and left no record of why"
     return "the job failed and left no record of why"
+
+
+def _name(signal: int) -> str:
+    known = signal in signals.valid_signals()
+    return f" ({signals.Signals(signal).name})" if known and signal < signals.SIGRTMIN else ""
 
 
 def signal_of(status: JobStatus) -> int | None:

@@ -14,7 +14,7 @@ from dask_batch.backends.gpus import Devices, visible
 from dask_batch.backends.local.interpreter import package_environment
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.script import DEFAULT_PROGRAM
-from dask_batch.backends.local.submission import Member, Profile
+from dask_batch.backends.local.submission import LONGEST_S, Member, Profile
 from dask_batch.errors import ResourceError
 from dask_batch.job.ranks.launch import MPIEXEC
 
@@ -89,6 +89,8 @@ def check_resources(
     if memory_bytes(wanted) > machine_memory_bytes:
         there = f"this machine has {machine_memory_bytes / _GB:.4g} GB"
         raise _refusal(job, "memory_max", f"{there}; ask for less")
+    if (wanted.get("run_time_max") or 0) >= LONGEST_S:
+        raise _refusal(job, "run_time_max", "that is no limit; leave it out, and there is none")
     if wanted.get("cwd") and not os.path.isdir(wanted["cwd"]):
         raise _refusal(job, "cwd", "there is no such directory")
     if wanted.get("python") and shutil.which(wanted["python"]) is None:
