@@ -123,6 +123,18 @@ def test_a_run_that_nobody_can_mend_does_not_hide_the_others(
     assert queue.cancels == [sorted([queue.id_of("fine"), queue.id_of("passed")])]
 
 
+def test_an_id_that_is_another_jobs_by_now_is_let_alone(client: Client, queue: Queue) -> None:
+    client.run(prepared("mine"), prepared("lost"))
+    for name in ("mine", "lost"):
+        queue.say(name, JobState.RUNNING)
+    mine, lost = queue.id_of("mine"), queue.id_of("lost")
+    queue.states[lost] = dataclasses.replace(queue.states[lost], name="of-somebody-else")
+    assert counts(seen(client)) == (0, 0, 1, 0, 1)
+    look = Overview(client.cache)
+    assert look.cancel(look.runs()[0], None) == 2
+    assert queue.cancels == [[mine]]
+
+
 def test_the_jobs_of_every_flux_instance_are_those_of_flux(client: Client, queue: Queue) -> None:
     queue.name = "flux@host/run/flux/local"
     client.run(prepared("runs"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dask_batch.backends import open_backend
-from dask_batch.backends.base import JobState
+from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Run, RunLog
@@ -131,9 +131,9 @@ class Overview:
         open_claims = [
             claims[key][-1] for key, end in ends.items() if end is None and key in claims
         ]
-        states = self._states(run, [log.ids.get(claim.job_name, "") for claim in open_claims])
+        states = self._states(run, log, [claim.job_name for claim in open_claims])
         for claim in open_claims:
-            state = states.get(log.ids.get(claim.job_name, ""))
+            state = states.get(claim.job_name)
             if self._is_to_come(claim, log, state):
                 stages[claim.key] = "waiting"
             elif state is None and ends_with_client(run.backend):
@@ -200,12 +200,18 @@ class Overview:
         repeat = None if end is None else self._history.decide(claim, Ending.of(end))
         return repeat is not None and not repeat.free
 
-    def _states(self, run: Run, job_ids: Iterable[str]) -> dict[str, JobState]:
+    def _states(self, run: Run, log: RunLog, names: Iterable[str]) -> dict[str, JobState]:
+        """Return the states of jobs by name, as far as the batch system knows them."""
         backend = self._askable.of(run)
-        known = [job_id for job_id in job_ids if job_id]
-        if backend is None or not known:
+        ids = {name: log.ids[name] for name in names if name in log.ids}
+        if backend is None or not ids:
             return {}
-        return {job_id: found.state for job_id, found in backend.status(known).items()}
+        known = backend.status(list(ids.values()))
+        return {
+            name: known[job_id].state
+            for name, job_id in ids.items()
+            if job_id in known and not _is_anothers(known[job_id], name)
+        }
 
     # ---- an end ------------------------------------------------------------------------------
 
@@ -226,8 +232,16 @@ class Overview:
         """End jobs of a run, by their names and keys."""
         log = self.claims.log(run.id)
         backend = self._askable.of(run)
-        if backend is not None:
-            backend.cancel([log.ids[name] for name, _ in chosen if name in log.ids])
+        ids = {name: log.ids[name] for name, _ in chosen if name in log.ids}
+        if backend is not None and ids:
+            known = backend.status(list(ids.values()))
+            backend.cancel(
+                [
+                    job_id
+                    for name, job_id in ids.items()
+                    if job_id not in known or not _is_anothers(known[job_id], name)
+                ]
+            )
         for name, each in chosen:
             self._end(run, each, log.ids.get(name))
 
@@ -261,6 +275,11 @@ class Overview:
     def close(self) -> None:
         """Let go of the backends."""
         self._askable.close()
+
+
+def _is_anothers(status: JobStatus, name: str) -> bool:
+    """Whether an id is by now another job's: a controller that lost its memory counts anew."""
+    return status.name not in ("", name)
 
 
 def _is_repeated(claim: Claim, log: RunLog) -> bool:
