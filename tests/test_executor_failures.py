@@ -15,6 +15,7 @@ from bodies import fail, kill_myself
 from dask_batch import SingleNodeExecutor, SlurmClusterExecutor
 from dask_batch.errors import (
     DiedTaskError,
+    ExitedTaskError,
     OutOfMemoryTaskError,
     RemoteError,
     RemoteTraceback,
@@ -115,7 +116,7 @@ def test_base_exceptions_are_failures_like_others(exe: Any) -> None:
     # As they are these would be orders to this process; one of the user's own means nothing to it.
     own = errors.pop("own")
     assert type(own) is Custom
-    assert {type(error) for error in errors.values()} == {RemoteError}
+    assert {type(error) for error in errors.values()} == {ExitedTaskError}
     causes = {kind: error.__cause__ for kind, error in errors.items()}
     assert type(causes["exit"]) is SystemExit
     assert causes["exit"].code == 3

@@ -24,8 +24,8 @@ from dask_batch.errors import (
     DependencyFailedError,
     DiedTaskError,
     EnvironmentTaskError,
+    ExitedTaskError,
     NoOutputTaskError,
-    RemoteError,
     ResourceError,
     UnstorableResultError,
 )
@@ -161,7 +161,7 @@ def test_a_rank_that_is_gone_ends_them_all(cluster: Any, kind: type, how: str, e
 def test_a_rank_that_exits_does_not_end_the_client(cluster: Any) -> None:
     future = cluster(SingleNodeExecutor).submit(sys.exit, 0, resource_dict={"cores": 2})
     error = future.exception(PATIENCE_S)
-    assert type(error) is RemoteError
+    assert type(error) is ExitedTaskError
     assert type(error.__cause__) is SystemExit
 
 

@@ -32,7 +32,7 @@ from dask_batch.outside import Barred, NotYet, ParentFailed
 from dask_batch.preparation import Preparer, call_resources, name_of
 from dask_batch.request import Request
 from dask_batch.standing import Standings
-from dask_batch.surroundings import Surroundings
+from dask_batch.surroundings import Surroundings, make_below_here
 from dask_batch.watch import Pace, Watch
 
 if TYPE_CHECKING:
@@ -153,7 +153,9 @@ class Session:
         if not callable(function):
             raise TypeError(f"{function!r} is not callable")
         asked = resources.merge_resources(self.options.resource_dict, resource_dict)
-        self._check(asked, name_of(function))
+        normal = call_resources(asked, self.options.queues)
+        make_below_here(normal["cwd"])
+        self._check(normal, name_of(function))
         future = BatchFuture(self.engine)
         attempt = functools.partial(
             self._attempt, future, function, args, kwargs, asked, self.surroundings()
@@ -194,14 +196,12 @@ class Session:
     def _checked(self) -> set[str]:
         return set()
 
-    def _check(self, asked: Mapping[str, Any], name: str) -> dict[str, Any]:
+    def _check(self, normal: Mapping[str, Any], name: str) -> None:
         """Check resources and template, once for all calls that ask for the same."""
-        normal = call_resources(asked, self.options.queues)
         known = repr(sorted(normal.items(), key=str))
         if known not in self._checked:
             self.backend.check([self._job(normal, name)])
             self._checked.add(known)
-        return normal
 
     def _job(self, normal: Mapping[str, Any], name: str) -> Job:
         """Return a job as an example: nothing in it exists."""
@@ -220,7 +220,9 @@ class Session:
     def script(self, resource_dict: Mapping[str, Any]) -> str:
         """Return the script that a call with these resources would be submitted with."""
         asked = resources.merge_resources(self.options.resource_dict, resource_dict)
-        return self.backend.script(self._job(self._check(asked, "function"), "function"))
+        normal = call_resources(asked, self.options.queues)
+        self._check(normal, "function")
+        return self.backend.script(self._job(normal, "function"))
 
     # ---- graphs ------------------------------------------------------------------------------
 
@@ -269,6 +271,8 @@ class Session:
             ) from failed.error
         except Barred as barred:
             raise _barred(barred, "the graph") from None
+        for directory in {job.resources["cwd"] for job in prepared.jobs}:
+            make_below_here(directory)
         self.backend.check(self._examples(prepared.jobs))
         return GraphRun(self.engine, graph, prepared, callbacks=callbacks)
 

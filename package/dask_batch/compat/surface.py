@@ -29,6 +29,8 @@ class Surface(concurrent.futures.Executor):
 
     _options: Options
     _shut_down: bool
+    _private: Any
+    """A cache for the time of this executor, where nobody has named one."""
     max_workers: Any
     _calls: weakref.WeakSet[concurrent.futures.Future[Any]]
     """The futures of the calls that have not ended."""
@@ -113,7 +115,7 @@ class Surface(concurrent.futures.Executor):
         return {
             "backend": options.backend,
             **{name: asked.get(name, _DEFAULTS.get(name)) for name in _OF_EACH_CALL},
-            "cache_directory": str(options.cache_directory),
+            "cache_directory": None if self._private else str(options.cache_directory),
             "max_workers": self.max_workers,
             "max_cores": options.max_cores,
             "log_obj_size": options.log_obj_size,

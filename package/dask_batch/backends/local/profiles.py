@@ -90,7 +90,7 @@ def check_resources(
         there = f"this machine has {machine_memory_bytes / _GB:.4g} GB"
         raise _refusal(job, "memory_max", f"{there}; ask for less")
     if wanted.get("cwd") and not os.path.isdir(wanted["cwd"]):
-        raise _refusal(job, "cwd", "there is no such directory")
+        raise _refusal(job, "cwd", "there is no such directory; make it first")
     if wanted.get("python") and shutil.which(wanted["python"]) is None:
         raise _refusal(job, "python", "there is no such program")
 
