@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -59,13 +60,49 @@ class BatchFuture(_Base[Any]):
         self.key = key
         self.ephemeral = False
         self._home = home
+        self._is_recorded = False
+        self._when_recorded: list[Callable[[BatchFuture], object]] = []
 
     @property
     def cache(self) -> Cache | None:
         """The cache in which its result will be."""
         return self._home.cache if self._home is not None else None
 
+    # ---- where its task is known -------------------------------------------------------------
+
+    def is_known_to(self, home: Home | None) -> bool:
+        """Whether a session that belongs to ``home`` knows of its task.
+
+        Its own has been asked for it; any other one finds it in the cache, once it is there.
+        """
+        return self._home is home or self._is_recorded or self.done()
+
+    def add_known_callback(self, action: Callable[[BatchFuture], object]) -> None:
+        """Have an action called, once, when any session knows of its task."""
+        with self._condition:
+            waits = not (self._is_recorded or self.done())
+            if waits:
+                self._when_recorded.append(action)
+        if waits:
+            self.add_done_callback(lambda _: self._recorded())
+        else:
+            action(self)
+
+    def wait_until_known(self) -> None:
+        """Return when any session knows of its task."""
+        known = threading.Event()
+        self.add_known_callback(lambda _: known.set())
+        known.wait()
+
     # ---- what the engine does to it ----------------------------------------------------------
+
+    def _recorded(self) -> None:
+        """Take note that others can find its task in the cache: it has been handed over."""
+        with self._condition:
+            self._is_recorded = True
+            waiting, self._when_recorded = self._when_recorded, []
+        for action in waiting:
+            action(self)
 
     def _resolve_from(self, load: Callable[[], Any]) -> None:
         """Resolve, with a value that is read when it is wanted."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ from dask_batch.graph.writers import let_go
 from dask_batch.graphrun import GraphRun
 from dask_batch.handover import HandOver
 from dask_batch.options import Options
-from dask_batch.outside import Barred, NotYet, ParentFailed
+from dask_batch.outside import Barred, NotYet, ParentFailed, check_parent
+from dask_batch.packing import PreparedJob
 from dask_batch.preparation import Preparer, call_resources, name_of
 from dask_batch.request import Request
 from dask_batch.standing import Standings
@@ -107,6 +109,7 @@ class Session:
         self.workers: WorkerPool | None = None
         self._check_workers: Callable[[int], None] = lambda _: None
         self._preparer = Preparer(cache, backend, options)
+        self._preparer.home = self.engine
 
     def employ(self, force: Workforce) -> None:
         """Have tasks run on workers."""
@@ -179,16 +182,34 @@ class Session:
             job = self._preparer.call(function, args, kwargs, asked, surroundings)
             future.key = job.key
             future.ephemeral = bool(job.header["attributes"]["ephemeral"])
-            self.engine.request(Request((job,), (future,), gather=True))
+            self._request(future, job, job.unknown)
         except NotYet as not_yet:
             again = functools.partial(
                 self._attempt, future, function, args, kwargs, asked, surroundings
             )
-            self.deferred.after(not_yet.future, again)
+            self.deferred.after(not_yet.future.add_done_callback, again)
         except ParentFailed as failed:
             future._fail(_failed_parent(failed, name_of(function)))
         except Barred as barred:
             future._fail(_barred(barred, name_of(function)))
+        except Exception as error:
+            future._fail(error)
+
+    def _request(
+        self, future: BatchFuture, job: PreparedJob, unknown: Sequence[BatchFuture]
+    ) -> None:
+        """Request a call whose parents in other sessions are known in the cache, or put it off."""
+        try:
+            if unknown:
+                again = functools.partial(self._request, future, job, unknown[1:])
+                self.deferred.after(unknown[0].add_known_callback, again)
+                return
+            for parent in job.unknown:
+                if parent.done():
+                    check_parent(parent)
+            self.engine.request(Request((replace(job, unknown=()),), (future,), gather=True))
+        except ParentFailed as failed:
+            future._fail(_failed_parent(failed, job.function))
         except Exception as error:
             future._fail(error)
 
@@ -274,6 +295,8 @@ class Session:
         for directory in {job.resources["cwd"] for job in prepared.jobs}:
             make_below_here(directory)
         self.backend.check(self._examples(prepared.jobs))
+        for future in {future for job in prepared.jobs for future in job.unknown}:
+            future.wait_until_known()
         return GraphRun(self.engine, graph, prepared, callbacks=callbacks)
 
     def _examples(self, jobs: Any) -> list[Job]:
