@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -156,6 +157,17 @@ def test_a_rank_that_raises_ends_them_all(
 def test_a_rank_that_is_gone_ends_them_all(cluster: Any, kind: type, how: str, error: type) -> None:
     future = cluster(kind).submit(bodies.leaves, 1, how, resource_dict={"cores": 2})
     assert isinstance(future.exception(PATIENCE_S), error)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_cache_that_is_removed_and_made_anew_hears_nothing_of_the_first(
+    cluster: Any, tmp_path: Path, kind: type
+) -> None:
+    for _ in range(4):
+        with cluster(kind) as executor:
+            future = executor.submit(bodies.calc, 12, resource_dict={"cores": 2})
+            assert future.result(PATIENCE_S) == [(12, 2, 0), (12, 2, 1)]
+        shutil.rmtree(tmp_path / "cache")  # their leader may not have ended
 
 
 def test_a_rank_that_exits_does_not_end_the_client(cluster: Any) -> None:
