@@ -20,6 +20,7 @@ from dask_batch.resources import merge_resources
 from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session
 from dask_batch.sessions import Sessions
+from dask_batch.settings import mapping
 
 __all__ = [
     "BaseExecutor",
@@ -159,7 +160,7 @@ class BatchExecutor(Surface):
         """
         if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        asked = resource_dict or {}
+        asked = mapping("resource_dict", resource_dict)
         if resource_dict is not None:
             refuse_swallowed(fn, len(args))
         if self._drawing is not None:

@@ -189,10 +189,20 @@ def _shown(value: object) -> str:
 
 
 def merge_resources(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Merge layers; later ones win, and None takes back what an earlier one set."""
+    """Merge layers; later ones win, and None takes back what an earlier one set.
+
+    Raises
+    ------
+    ResourceError
+        One of them is no mapping.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged.update(layer or {})
+        if layer is None:
+            continue
+        if not isinstance(layer, Mapping):
+            raise ResourceError(f"resource_dict must be a mapping, not {layer!r}")
+        merged.update(layer)
     return {name: value for name, value in merged.items() if value is not None}
 
 
