@@ -37,6 +37,8 @@ _KILLED: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU})
 _FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE})
 _TAIL_BYTES = 8192
 _OOM: Final = re.compile(rb"^(?:slurmstepd|srun)\b.*(?:oom.kill|out.of.memory)", re.M | re.I)
+"""What is said where the kernel killed a rank for memory."""
+_LEFT: Final = re.compile(rb"^srun: error: .*\btasks? .*: Exited with exit code [1-9]", re.M)
 
 
 class Leader:
@@ -136,10 +138,10 @@ class Leader:
         if failures:
             raise first_of(failures, self._asked["count"])
         number = _signal_of(code, bare=means[0].tells_bare_signals)
-        if number in _KILLED:
+        if number in _KILLED and (self._has_begun(exchange) or not _one_left()):
             message = f"the ranks were killed by signal {number}, and left no record of why"
             raise NoRecordError(message, exit_code=128 + number)
-        if _out_of_memory():
+        if _OOM.search(_last_words()):
             raise NoRecordError("the ranks used more memory than there is", exit_code=137)
         raise self._unexplained(code, number, exchange, means)
 
@@ -221,16 +223,20 @@ def advice_on(how: Launch, library: Library) -> str:
     return f"is {how.argv[0]} the one of {library.name}?"
 
 
-def _out_of_memory() -> bool:
-    """Whether the last lines of this job's stderr tell that the kernel killed a rank for memory."""
+def _one_left() -> bool:
+    """Whether a rank left by itself: ``srun`` then ends the others, and tells of those."""
+    return _LEFT.search(_last_words()) is not None
+
+
+def _last_words() -> bytes:
+    """Return the last lines of this job's stderr."""
     try:
         with open("/proc/self/fd/2", "rb") as log:
             log.seek(0, os.SEEK_END)
             log.seek(max(0, log.tell() - _TAIL_BYTES))
-            tail = log.read()
+            return log.read()
     except OSError:  # not a file that can be read
-        return False
-    return bool(_OOM.search(tail))
+        return b""
 
 
 # ---- ending them -----------------------------------------------------------------------------
