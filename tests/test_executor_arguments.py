@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -176,6 +177,30 @@ def test_executors_of_one_cache_take_each_others_futures_before_they_are_handed_
         assert child.result(60) == ["slow"]
         parent = exe.submit(fail, "the cause")
         assert isinstance(other.submit(add, parent, 1).exception(60), DependencyFailedError)
+
+
+def test_a_callback_has_a_small_value_at_once_as_of_a_pool(
+    exe: SingleNodeExecutor, cache: Path, tmp_path: Path
+) -> None:
+    told: list[Any] = []
+    called = threading.Event()
+
+    def callback(future: Any) -> None:
+        try:
+            told.append(future.result(0))
+        finally:
+            called.set()
+
+    def without_entries(future: Any) -> None:
+        shutil.rmtree(cache / "results")
+
+    small = exe.submit(gated, tmp_path, "small")
+    small.add_done_callback(without_entries)
+    small.add_done_callback(callback)
+    open_gate(tmp_path)
+    assert called.wait(60)
+    assert told == ["small"]
+    assert small.result() == "small"
 
 
 def test_what_is_an_argument_is_what_it_was_however_long_its_neighbour_takes(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from dask_batch.cache.store import Cache
 
-__all__ = ["BatchFuture", "Home"]
+__all__ = ["BatchFuture", "Home", "when_ended"]
 
 _Base = concurrent.futures.Future
 
@@ -40,6 +40,14 @@ class _Unread:
         self.load = load
 
 
+def when_ended(future: _Base[Any], action: Callable[[_Base[Any]], object]) -> None:
+    """Have an action called, with a future, at its end; one of ours need not read its value."""
+    if isinstance(future, BatchFuture):
+        _Base.add_done_callback(future, action)
+    else:
+        future.add_done_callback(action)
+
+
 class BatchFuture(_Base[Any]):
     """What an executor returns for a call, or for a collection.
 
@@ -60,6 +68,7 @@ class BatchFuture(_Base[Any]):
         self.key = key
         self.ephemeral = False
         self._home = home
+        self._is_heard = False
         self._is_recorded = False
         self._when_recorded: list[Callable[[BatchFuture], object]] = []
 
@@ -84,7 +93,7 @@ class BatchFuture(_Base[Any]):
             if waits:
                 self._when_recorded.append(action)
         if waits:
-            self.add_done_callback(lambda _: self._recorded())
+            when_ended(self, lambda _: self._recorded())
         else:
             action(self)
 
@@ -93,6 +102,18 @@ class BatchFuture(_Base[Any]):
         known = threading.Event()
         self.add_known_callback(lambda _: known.set())
         known.wait()
+
+    # ---- its end -----------------------------------------------------------------------------
+
+    def add_done_callback(self, fn: Callable[[_Base[Any]], object]) -> None:
+        """Have a function called, with this future, when that has ended."""
+        self._is_heard = True
+        super().add_done_callback(fn)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a caller's function is to be called at its end."""
+        return self._is_heard
 
     # ---- what the engine does to it ----------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dask_batch.compat.batches import batched
 from dask_batch.errors import ConfigurationError
-from dask_batch.future import BatchFuture
+from dask_batch.future import BatchFuture, when_ended
 from dask_batch.options import Options
 
 __all__ = ["FixedWorkersError", "Surface"]
@@ -39,7 +39,7 @@ class Surface(concurrent.futures.Executor):
         """Count a call among those that have not ended."""
         if not future.done():
             self._calls.add(future)
-            future.add_done_callback(self._calls.discard)
+            when_ended(future, self._calls.discard)
         return future
 
     def _waiting(self) -> list[concurrent.futures.Future[Any]]:
