@@ -29,8 +29,8 @@ from dask_batch.api import (
     cloudpickle_register,
 )
 from dask_batch.cache.store import Cache
+from dask_batch.configuration.resources import KNOWN
 from dask_batch.errors import ConfigurationError, ResourceError
-from dask_batch.resources import KNOWN
 
 ROOT = [
     "get_cache_data",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from dask_batch.job.endings import EndedError
 from dask_batch.job.ranks import launch as launching
-from dask_batch.job.ranks import leader
 from dask_batch.job.ranks.launch import MPIEXEC, launch, recommended
 from dask_batch.job.ranks.library import Library
 
@@ -148,14 +146,3 @@ def test_root_is_not_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert launch(asked(), OPEN_MPI, {}).variables["OMPI_ALLOW_RUN_AS_ROOT"] == "1"
     monkeypatch.setattr(launching.os, "geteuid", lambda: 1000)
     assert not launch(asked(), OPEN_MPI, {}).variables
-
-
-def test_ranks_that_srun_ended_since_one_has_left_were_not_killed_from_outside(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    os.write(2, b"srun: error: n2: task 1: Terminated\n")
-    assert not leader._one_left()
-    os.write(2, b"srun: error: n2: task 0: Exited with exit code 1\n")
-    os.write(2, b"slurmstepd-n2: error: *** STEP 391.0 ON n2 CANCELLED ***\n")
-    os.write(2, b"srun: error: n2: task 1: Terminated\n")
-    assert leader._one_left()
