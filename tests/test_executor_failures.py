@@ -19,6 +19,7 @@ from dask_batch import SingleNodeExecutor, SlurmClusterExecutor
 from dask_batch.errors import (
     DependencyFailedError,
     DiedTaskError,
+    ExitedTaskError,
     OutOfMemoryTaskError,
     RemoteError,
     RemoteTraceback,
@@ -119,7 +120,7 @@ def test_base_exceptions_are_failures_like_others(exe: Any) -> None:
     # As they are these would be orders to this process; one of the user's own means nothing to it.
     own = errors.pop("own")
     assert type(own) is Custom
-    assert {type(error) for error in errors.values()} == {RemoteError}
+    assert {type(error) for error in errors.values()} == {ExitedTaskError}
     causes = {kind: error.__cause__ for kind, error in errors.items()}
     assert type(causes["exit"]) is SystemExit
     assert causes["exit"].code == 3

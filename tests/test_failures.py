@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,14 @@ def test_an_exception_that_cannot_be_unpickled_has_a_stand_in(trap: Trap) -> Non
 def test_an_order_to_the_interpreter_of_a_job_is_none_to_this_one(order: BaseException) -> None:
     error = raised(order, message="Order: 0")
     assert isinstance(error, RemoteError)
+    assert isinstance(error, TaskError)  # a job that has ended without a result, as others have
     assert "raised Order: 0" in str(error)
     assert type(error.__cause__) is type(order)
     assert error.__cause__.args == order.args
     assert isinstance(error.__cause__.__cause__, RemoteTraceback)
-    assert any("job 7" in note for note in error.__notes__)
+    assert (error.job_id, error.type_name) == ("7", "mine.Odd")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.type_name) == (type(error), str(error), "mine.Odd")
 
 
 def test_one_that_never_comes_to_an_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

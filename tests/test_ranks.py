@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ from dask_batch.errors import (
     DependencyFailedError,
     DiedTaskError,
     EnvironmentTaskError,
+    ExitedTaskError,
     NoOutputTaskError,
-    RemoteError,
     ResourceError,
     UnstorableResultError,
 )
@@ -160,10 +161,21 @@ def test_a_rank_that_is_gone_ends_them_all(
         future.result(PATIENCE_S)
 
 
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_cache_that_is_removed_and_made_anew_hears_nothing_of_the_first(
+    cluster: Any, tmp_path: Path, kind: type
+) -> None:
+    for _ in range(4):
+        with cluster(kind) as executor:
+            future = executor.submit(bodies.calc, 12, resource_dict={"cores": 2})
+            assert future.result(PATIENCE_S) == [(12, 2, 0), (12, 2, 1)]
+        shutil.rmtree(tmp_path / "cache")  # their leader may not have ended
+
+
 def test_a_rank_that_exits_does_not_end_the_client(cluster: Any) -> None:
     future = cluster(SingleNodeExecutor).submit(sys.exit, 0, resource_dict={"cores": 2})
     error = future.exception(PATIENCE_S)
-    assert type(error) is RemoteError
+    assert type(error) is ExitedTaskError
     assert type(error.__cause__) is SystemExit
 
 

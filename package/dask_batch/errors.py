@@ -27,6 +27,7 @@
         ├── PreemptedTaskError
         ├── CancelledTaskError            cancelled from outside
         ├── DiedTaskError                 killed, crashed, or exited by itself
+        │   └── ExitedTaskError           ... by sys.exit() or the like (also a RemoteError)
         ├── LostTaskError                 the batch system lost every trace of it
         ├── EnvironmentTaskError          the node, its Python or its files are not fit for it
         ├── GivenUpTaskError              not run: the jobs before it all died of one cause
@@ -61,6 +62,7 @@ __all__ = [
     "DependencyFailedError",
     "DiedTaskError",
     "EnvironmentTaskError",
+    "ExitedTaskError",
     "FullError",
     "GivenUpTaskError",
     "GraphError",
@@ -461,6 +463,17 @@ class RemoteError(BatchError):
         The qualified name of the exception's class.
     """
 
+    type_name: str
+
     def __init__(self, message: str, type_name: str = "") -> None:
         super().__init__(message)
         self.type_name = type_name
+
+
+class ExitedTaskError(DiedTaskError, RemoteError):
+    """The function gave an order to its interpreter, such as ``SystemExit``: the ``__cause__``.
+
+    Raised as it is, it would end the client, or pass for an order to it.
+    """
+
+    default_advice = "Raise an exception of another class where the call has failed."

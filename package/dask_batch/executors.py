@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dask_batch.compat.parameters import Parameters, checked_workers
+from dask_batch.compat.parameters import Parameters, checked_workers, refuse_swallowed
 from dask_batch.compat.surface import FixedWorkersError, Surface
 from dask_batch.configuration.config import resolve
 from dask_batch.configuration.options import Options
@@ -117,6 +117,11 @@ class BatchExecutor(Surface):
         return sessions
 
     def _resolve(self, **options: Any) -> Options:
+        if options.pop("backend", None) not in (None, self.backend):
+            raise ConfigurationError(
+                f"the backend of a {type(self).__name__} is {self.backend!r}: take the executor of "
+                "another one, or ClusterExecutor(backend=...)"
+            )
         return resolve(backend=self.backend, **options)
 
     # ---- concurrent.futures ------------------------------------------------------------------
@@ -155,6 +160,8 @@ class BatchExecutor(Surface):
         if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         asked = asked_for(resource_dict)
+        if resource_dict is not None:
+            refuse_swallowed(fn, len(args))
         if self._drawing is not None:
             call_resources(
                 merge_resources(self._options.resource_dict, asked), self._options.queues

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,10 @@ from dask_batch.graph.dask_spec import ingest
 from dask_batch.graph.writers import let_go
 from dask_batch.graphrun import GraphRun
 from dask_batch.preparing.deferred import Deferred
-from dask_batch.preparing.outside import Barred, NotYet, ParentFailed
+from dask_batch.preparing.outside import Barred, NotYet, ParentFailed, check_parent
+from dask_batch.preparing.packing import PreparedJob
 from dask_batch.preparing.preparation import Preparer, call_resources, name_of
-from dask_batch.preparing.surroundings import Surroundings
+from dask_batch.preparing.surroundings import Surroundings, make_below_here
 from dask_batch.submitting.defining import safe_name
 from dask_batch.submitting.handover import HandOver
 from dask_batch.verdicts.failures import dependency_failure
@@ -108,6 +110,7 @@ class Session:
         self.workers: WorkerPool | None = None
         self._check_workers: Callable[[int], None] = lambda _: None
         self._preparer = Preparer(cache, backend, options)
+        self._preparer.home = self.engine
 
     def employ(self, force: Workforce) -> None:
         """Have tasks run on workers."""
@@ -154,7 +157,9 @@ class Session:
         if not callable(function):
             raise TypeError(f"{function!r} is not callable")
         asked = resources.merge_resources(self.options.resource_dict, resource_dict)
-        self._check(asked, name_of(function))
+        normal = call_resources(asked, self.options.queues)
+        make_below_here(normal["cwd"])
+        self._check(normal, name_of(function))
         future = BatchFuture(self.engine)
         attempt = functools.partial(
             self._attempt, future, function, args, kwargs, asked, self.surroundings()
@@ -178,12 +183,12 @@ class Session:
             job = self._preparer.call(function, args, kwargs, asked, surroundings)
             future.key = job.key
             future.ephemeral = bool(job.header["attributes"]["ephemeral"])
-            self.engine.request(Request((job,), (future,), gather=True))
+            self._request(future, job, job.unknown)
         except NotYet as not_yet:
             again = functools.partial(
                 self._attempt, future, function, args, kwargs, asked, surroundings
             )
-            self.deferred.after(not_yet.future, again)
+            self.deferred.after(not_yet.future.add_done_callback, again)
         except ParentFailed as failed:
             future._fail(_failed_parent(failed, name_of(function)))
         except Barred as barred:
@@ -191,18 +196,34 @@ class Session:
         except Exception as error:
             future._fail(error)
 
+    def _request(
+        self, future: BatchFuture, job: PreparedJob, unknown: Sequence[BatchFuture]
+    ) -> None:
+        """Request a call whose parents in other sessions are known in the cache, or put it off."""
+        try:
+            if unknown:
+                again = functools.partial(self._request, future, job, unknown[1:])
+                self.deferred.after(unknown[0].add_known_callback, again)
+                return
+            for parent in job.unknown:
+                if parent.done():
+                    check_parent(parent)
+            self.engine.request(Request((replace(job, unknown=()),), (future,), gather=True))
+        except ParentFailed as failed:
+            future._fail(_failed_parent(failed, job.function))
+        except Exception as error:
+            future._fail(error)
+
     @functools.cached_property
     def _checked(self) -> set[str]:
         return set()
 
-    def _check(self, asked: Mapping[str, Any], name: str) -> dict[str, Any]:
+    def _check(self, normal: Mapping[str, Any], name: str) -> None:
         """Check resources and template, once for all calls that ask for the same."""
-        normal = call_resources(asked, self.options.queues)
         known = repr(sorted(normal.items(), key=str))
         if known not in self._checked:
             self.backend.check([self._job(normal, name)])
             self._checked.add(known)
-        return normal
 
     def _job(self, normal: Mapping[str, Any], name: str) -> Job:
         """Return a job as an example: nothing in it exists."""
@@ -221,7 +242,9 @@ class Session:
     def script(self, resource_dict: Mapping[str, Any]) -> str:
         """Return the script that a call with these resources would be submitted with."""
         asked = resources.merge_resources(self.options.resource_dict, resource_dict)
-        return self.backend.script(self._job(self._check(asked, "function"), "function"))
+        normal = call_resources(asked, self.options.queues)
+        self._check(normal, "function")
+        return self.backend.script(self._job(normal, "function"))
 
     # ---- graphs ------------------------------------------------------------------------------
 
@@ -270,7 +293,11 @@ class Session:
             ) from failed.error
         except Barred as barred:
             raise _barred(barred, "the graph") from None
+        for directory in {job.resources["cwd"] for job in prepared.jobs}:
+            make_below_here(directory)
         self.backend.check(self._examples(prepared.jobs))
+        for future in {future for job in prepared.jobs for future in job.unknown}:
+            future.wait_until_known()
         return GraphRun(self.engine, graph, prepared, callbacks=callbacks)
 
     def _examples(self, jobs: Any) -> list[Job]:

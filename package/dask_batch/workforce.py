@@ -141,7 +141,10 @@ def _count(options: Options, normal: Mapping[str, Any]) -> int:
         )
     room = options.max_cores if options.max_cores is not None else Machine.here().cpus
     if room < cpus:
-        raise ConfigurationError(f"a worker has {cpus} CPUs, and there are to be {room} in all")
+        raise ConfigurationError(
+            f"a worker has {cpus} CPUs (cores times threads_per_core), and there are to be {room} "
+            f"in all: ask for max_cores={cpus} or more, or for max_workers="
+        )
     return room // cpus
 
 

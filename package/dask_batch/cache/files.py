@@ -20,6 +20,7 @@ from dask_batch.cache.opening import check_directory, open_owned, read_owned
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.refusals import FULL, NO_LINKS, explain
 from dask_batch.cache.renaming import rename_no_replace
+from dask_batch.cache.sections import MARKER, SECTIONS
 from dask_batch.errors import CacheError
 
 __all__ = [
@@ -220,16 +221,26 @@ def _made(path: Path) -> bool:
     return True
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, *, section: bool = True) -> None:
     """Make a directory, and those above it that are missing, for nobody but us (0700).
+
+    Parameters
+    ----------
+    path
+        Its path.
+    section
+        Whether it is, or lies in, a section of a cache, so that the cache has to be there. A job
+        that comes to its end when its cache has been removed must not bring a part of it back.
 
     Raises
     ------
     CacheError
-        It cannot be made, or something else has its name.
+        It cannot be made, something else has its name, or the cache is gone.
     """
     try:
         try:
+            if section and path.name in SECTIONS and not (path.parent / MARKER).exists():
+                raise CacheError(f"the cache {path.parent} is gone: it has been removed")
             made = _made(path)
         except FileNotFoundError:
             if path.parent == path:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dask_batch.cache.directory import SECTIONS
 from dask_batch.cache.files import PRIVATE_PREFIX, private_path
 from dask_batch.cache.owner import Owner
+from dask_batch.cache.sections import SECTIONS
 from dask_batch.cache.store import Cache
 
 __all__ = ["clean_temporary", "dead_files", "file_system_time"]

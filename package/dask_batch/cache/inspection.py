@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from dask_batch.cache.directory import MARKER, SECTIONS
 from dask_batch.cache.entries import listed, verified
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.layout import read_head, verify_body
@@ -24,6 +23,7 @@ from dask_batch.cache.lines import altered_lines
 from dask_batch.cache.meeting import POOL, Meeting
 from dask_batch.cache.opening import open_owned, read_owned
 from dask_batch.cache.records import unseal
+from dask_batch.cache.sections import MARKER, SECTIONS
 from dask_batch.errors import CacheError, DamagedEntryError
 
 __all__ = ["Finding", "Problem", "inspect"]

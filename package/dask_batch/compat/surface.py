@@ -12,7 +12,7 @@ from typing import Any
 from dask_batch.compat.batches import batched
 from dask_batch.configuration.options import Options
 from dask_batch.errors import ConfigurationError
-from dask_batch.future import BatchFuture
+from dask_batch.future import BatchFuture, when_ended
 
 __all__ = ["FixedWorkersError", "Surface"]
 
@@ -29,6 +29,8 @@ class Surface(concurrent.futures.Executor):
 
     _options: Options
     _shut_down: bool
+    _private: Any
+    """A cache for the time of this executor, where nobody has named one."""
     max_workers: Any
     _calls: weakref.WeakSet[concurrent.futures.Future[Any]]
     """The futures of the calls that have not ended."""
@@ -37,7 +39,7 @@ class Surface(concurrent.futures.Executor):
         """Count a call among those that have not ended."""
         if not future.done():
             self._calls.add(future)
-            future.add_done_callback(self._calls.discard)
+            when_ended(future, self._calls.discard)
         return future
 
     def _waiting(self) -> list[concurrent.futures.Future[Any]]:
@@ -113,7 +115,7 @@ class Surface(concurrent.futures.Executor):
         return {
             "backend": options.backend,
             **{name: asked.get(name, _DEFAULTS.get(name)) for name in _OF_EACH_CALL},
-            "cache_directory": str(options.cache_directory),
+            "cache_directory": None if self._private else str(options.cache_directory),
             "max_workers": self.max_workers,
             "max_cores": options.max_cores,
             "log_obj_size": options.log_obj_size,

@@ -61,6 +61,7 @@ def awaited(cache: Cache, claim: Claim) -> BatchFuture:
     To cancel it ends the waiting, and nothing else.
     """
     future = BatchFuture(_Shelf(cache, claim), claim.key)
+    future._recorded()
     threading.Thread(
         target=_wait, args=(cache, future), name="dask-batch-waiting", daemon=True
     ).start()

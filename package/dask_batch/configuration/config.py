@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from dask_batch.backends.reach import Reach, reach_of
 from dask_batch.backends.registry import choose_backend
 from dask_batch.configuration import settings
 from dask_batch.configuration.foreign_options import without_foreign
@@ -64,7 +65,10 @@ def resolve(**keywords: Any) -> Options:
     }
     options = Options(**checked(chosen))
     for name in () if options.block_allocation else _OF_WORKERS:
-        if getattr(options, name):
+        # Without workers nobody looks for the client, at 127.0.0.1 or elsewhere. On one machine and
+        # in an allocation executorlib takes it all the same, and scripts for macOS say it.
+        idle = name == "hostname_localhost" and reach_of(options.backend) is not Reach.CLUSTER
+        if getattr(options, name) and not idle:
             raise ConfigurationError(
                 f"{name}={getattr(options, name)!r} is for workers that stay: say "
                 "block_allocation=True as well"

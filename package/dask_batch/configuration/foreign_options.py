@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
 from dask_batch.errors import ConfigurationError
 
 __all__ = ["without_foreign"]
+
+logger = logging.getLogger(__name__)
 
 _FOREIGN: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "export_workflow_filename": ((None,), "an executor exports the calls of its submit"),
@@ -38,6 +41,11 @@ def without_foreign(keywords: Mapping[str, Any]) -> dict[str, Any]:
         alike = (value is one or (type(value) is type(one) and value == one) for one in harmless)
         if not any(alike) and not (name == "flux_executor" and _is_of_flux(value)):
             raise ConfigurationError(f"{name}={value!r} cannot be met here: {reason}")
+        if name == "flux_log_files" and value:
+            logger.warning(
+                "flux_log_files=True: every job has logs anyway, future.stdout() and "
+                "future.stderr(); there will be no flux_0.out and flux_0.err"
+            )
     return ours
 
 

@@ -207,10 +207,16 @@ def asked_for(resource_dict: Any) -> Mapping[str, Any]:
 
 
 def merge_resources(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Merge layers; later ones win, and None takes back what an earlier one set."""
+    """Merge layers; later ones win, and None takes back what an earlier one set.
+
+    Raises
+    ------
+    ResourceError
+        One of them is no mapping.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged.update(layer or {})
+        merged.update(asked_for(layer))
     return {name: value for name, value in merged.items() if value is not None}
 
 

@@ -155,6 +155,7 @@ class Watch:
 
     def attach(self, future: BatchFuture) -> None:
         """Let a future resolve with its key: now, if that is not under way any more."""
+        future._recorded()
         entry = self.entries.get(future.key)
         if entry is not None:
             entry.futures.append(future)

@@ -121,15 +121,13 @@ class Attempt:
             return ended.exit_code
         except EndedError as ended:
             say(ended.log_text)
-            return record_end(self, ended.fields, ended.exit_code)
+            return self._ended(ended.fields, ended.exit_code)
         except Exception as error:
             # Not the function's doing: the surroundings, the cache, or this program.
             message = f"the job failed before or after its function: {summary(error)}"
             say(message)
             trace = described(error)["traceback"]
-            return record_end(
-                self, {"outcome": "died", "message": message, "traceback": trace}, FAILED
-            )
+            return self._ended({"outcome": "died", "message": message, "traceback": trace}, FAILED)
         finally:
             cutoff.stop()
         return self._done()
@@ -153,6 +151,17 @@ class Attempt:
             self.kept.crew.lead(self._publication(), self.definition)
             return
         Leader(self._publication(), self.definition).run()
+
+    def _ended(self, fields: Mapping[str, Any], exit_code: int) -> int:
+        """Record that the attempt has ended without a result, and return the exit code.
+
+        A cache may be removed as soon as its results are there, and another one made in its place:
+        that is not to be told of an attempt of the first.
+        """
+        if not self.definition.path.exists():
+            say("its cache has been removed: nobody asks how it has ended")
+            return exit_code
+        return record_end(self, fields, exit_code)
 
     def _done(self) -> int:
         remove_checkpoints(self.cache, self.key)
@@ -196,7 +205,7 @@ class Attempt:
         """Record that the function ends the process by itself."""
         ended = left_by_itself(code)
         say(ended.message)
-        record_end(self, ended.fields, FAILED)
+        self._ended(ended.fields, FAILED)
 
     def _publication(self) -> Publication:
         return Publication(

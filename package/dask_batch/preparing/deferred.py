@@ -1,21 +1,24 @@
 """Calls that cannot be hashed yet: one of their arguments is a future of somebody else's.
 
-A future of ours enters a key by the key of its task, finished or not. One of another executor
-has nothing but its value, so the call waits for it, in this process: the client must stay.
+A future of ours enters a key by the key of its task, finished or not; one of another executor with
+the same cache as soon as that has handed it over. What has nothing but its value has to end first:
+the call waits for it, in this process, and the client must stay.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["Deferred"]
+__all__ = ["Deferred", "Until"]
 
 logger = logging.getLogger(__name__)
+
+Until: TypeAlias = Callable[[Callable[[Any], object]], None]
+"""Takes what is to be called, with a future, when that has come so far."""
 
 
 class Deferred:
@@ -31,13 +34,13 @@ class Deferred:
     def __len__(self) -> int:
         return self._open
 
-    def after(self, future: concurrent.futures.Future[Any], action: Callable[[], None]) -> None:
-        """Run an action when a future has ended. The action must not raise."""
+    def after(self, until: Until, action: Callable[[], None]) -> None:
+        """Run an action when a future has come so far. The action must not raise."""
         with self._changed:
             if self._open == 0:
                 logger.info(
                     "a call waits for a future of another executor: this process must stay until "
-                    "that has its value"
+                    "it has been handed over"
                 )
             self._open += 1
             if self._thread is None or not self._thread.is_alive():
@@ -46,7 +49,7 @@ class Deferred:
                 )
                 self._thread.start()
         # Not in the thread that ends the future: hashing may take long, and it is not ours.
-        future.add_done_callback(lambda _: self._due.put(action))
+        until(lambda _: self._due.put(action))
 
     def wait(self) -> None:
         """Return when no action is open."""

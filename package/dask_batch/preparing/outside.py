@@ -16,13 +16,13 @@ from typing import Any, TypeAlias
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
 from dask_batch.code.pickling import Pickled
-from dask_batch.future import BatchFuture
+from dask_batch.future import BatchFuture, Home
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.keys import Referenced
 from dask_batch.items import whole_of
 from dask_batch.spec import Build, Call, Let, Ref, Step
 
-__all__ = ["LARGE_BYTES", "Barred", "NotYet", "Outside", "ParentFailed"]
+__all__ = ["LARGE_BYTES", "Barred", "NotYet", "Outside", "ParentFailed", "check_parent"]
 
 LARGE_BYTES = 1 << 20
 """An array or a string of bytes at least this large becomes an entry of its own."""
@@ -75,16 +75,24 @@ class Outside:
         Where results and large arguments are.
     dependencies
         Whether there may be futures.
+    home
+        Whose futures are known without the cache; None: nobody's.
 
     Attributes
     ----------
+    unknown : list of BatchFuture
+        Futures of other sessions that have not handed over their tasks: nobody finds them yet.
     argument_bytes : int
         How large the arguments were that became entries.
     """
 
-    def __init__(self, cache: Cache, *, dependencies: bool = True) -> None:
+    def __init__(
+        self, cache: Cache, *, dependencies: bool = True, home: Home | None = None
+    ) -> None:
         self.cache = cache
         self.argument_bytes = 0
+        self.unknown: list[BatchFuture] = []
+        self._home = home
         self._dependencies = dependencies
         # What stands for an object in a pickle: by id; the object is kept, so ids stay true.
         self._references: dict[int, tuple[Any, _Reference]] = {}
@@ -118,8 +126,11 @@ class Outside:
     def _our_own(self, future: BatchFuture, home: Cache) -> None:
         """Take a future of a task by its key, whether it has ended or not."""
         if future.done():
-            _check(future)
-        if home.path != self.cache.path and not self.cache.present((future.key,)):
+            check_parent(future)
+        if home.path == self.cache.path:
+            if not future.is_known_to(self._home):
+                self.unknown.append(future)
+        elif not self.cache.present((future.key,)):
             self.cache.publish(future.key, _outcome(future), home.attributes(future.key))
 
     def _item(self, value: Any, whole: BatchFuture, way: tuple[Any, ...]) -> Referenced:
@@ -182,11 +193,18 @@ def _kept(path: Path) -> bool:
 def _outcome(future: concurrent.futures.Future[Any]) -> Any:
     if not future.done():
         raise NotYet(future)
-    _check(future)
+    check_parent(future)
     return future.result()
 
 
-def _check(future: concurrent.futures.Future[Any]) -> None:
+def check_parent(future: concurrent.futures.Future[Any]) -> None:
+    """Check one that has ended.
+
+    Raises
+    ------
+    ParentFailed
+        It has failed or was cancelled.
+    """
     if future.cancelled():
         raise ParentFailed(future, concurrent.futures.CancelledError())
     error = future.exception()

@@ -13,6 +13,7 @@ from dask.utils import key_split
 
 from dask_batch.backends.slurm.options import gpu_option
 from dask_batch.code.pickling import Pickled
+from dask_batch.future import BatchFuture
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.keys import Keyed
 from dask_batch.inputs import InputFile
@@ -48,6 +49,8 @@ class PreparedJob:
     preload: tuple[str, ...] = ()
     wanted: bool = True
     """Whether a caller waits for its result; the others run only if one of those needs them."""
+    unknown: tuple[BatchFuture, ...] = ()
+    """Futures of other sessions among its arguments, which the cache need not know of yet."""
 
     @property
     def repeatable(self) -> bool:
@@ -99,6 +102,7 @@ class Pack:
             surroundings=self._surroundings(normal["cwd"]),
             preload=tuple(sorted(_union(member.preload for member in members))),
             wanted=wanted,
+            unknown=tuple(self.outside.unknown),
         )
 
     def _read(self, tasks: Sequence[Task]) -> set[InputFile]:

@@ -19,6 +19,7 @@ from dask_batch.configuration import resources
 from dask_batch.configuration.options import Options
 from dask_batch.configuration.queues import NormalForm, Queues
 from dask_batch.errors import ConfigurationError, UncacheableWarning, warn
+from dask_batch.future import Home
 from dask_batch.graph import plan
 from dask_batch.graph.dask_spec import Graph
 from dask_batch.graph.keys import Keyed, Keys
@@ -72,6 +73,8 @@ class Preparer:
         self.options = options
         self.initial = ""
         """The key of the function that workers begin with, where tasks run on such."""
+        self.home: Home | None = None
+        """Whose futures need not be found in the cache to be known."""
 
     # ---- a call ------------------------------------------------------------------------------
 
@@ -179,7 +182,9 @@ class Preparer:
         return PreparedGraph(tuple(jobs), by_name, len(graph.tasks) - running)
 
     def _outside(self) -> Outside:
-        return Outside(self.cache, dependencies=not self.options.disable_dependencies)
+        return Outside(
+            self.cache, dependencies=not self.options.disable_dependencies, home=self.home
+        )
 
     def _tell_size(self, what: str, jobs: Sequence[PreparedJob], outside: Outside) -> None:
         """Say how much there is to write, for who asked for that; a warning, so that it is seen."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dask_batch.errors import ConfigurationError
+from dask_batch.errors import ConfigurationError, ResourceError
 from dask_batch.job.devices import unrestricted
 from dask_batch.job.surroundings import OF_A_JOB
 
-__all__ = ["Surroundings"]
+__all__ = ["Surroundings", "make_below_here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,31 @@ def _here() -> Path:
         raise ConfigurationError(
             "the working directory of this process, in which its jobs are to run, is not there any "
             "more: change to another one (os.chdir)"
+        ) from error
+
+
+def make_below_here(directory: str | None) -> None:
+    """Make the directory that a function is to run in, if it is one below the working directory.
+
+    A folder of its own for each calculation is what ``cwd`` is for. What is elsewhere must be
+    there: it may be a slip of the pen, or on a file system that only the nodes have.
+
+    Raises
+    ------
+    ResourceError
+        It cannot be made.
+    """
+    if directory is None or os.path.isdir(directory):
+        return
+    here = os.path.realpath(os.curdir)
+    if here == os.path.sep or not os.path.realpath(directory).startswith(here + os.path.sep):
+        return
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"resource 'cwd' = {directory!r}: there is no such directory, and it cannot be made: "
+            f"{error.strerror}; name one that is there"
         ) from error
 
 

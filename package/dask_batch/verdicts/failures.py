@@ -19,6 +19,7 @@ from dask_batch.errors import (
     DependencyFailedError,
     DiedTaskError,
     EnvironmentTaskError,
+    ExitedTaskError,
     GivenUpTaskError,
     LostTaskError,
     NodeFailureTaskError,
@@ -208,7 +209,8 @@ def _users_own(
     try:
         if _is_an_order(error):
             error.__cause__ = trace
-            return _with_origin(_said_of(error, end, function), error, notes)
+            told = _said_of(error, end, key=key, function=function, job_id=job_id, log=log)
+            return _with_origin(told, error, notes[2 if log is not None else 1 :])
         return _with_origin(error, trace, notes)
     except Exception as refusal:  # its class does not let attributes be set
         said = f"{end.get('message', '')}\n(it cannot be told as it is: {_said(refusal)})"
@@ -223,14 +225,27 @@ def _is_an_order(error: BaseException) -> bool:
     return own or cancelled
 
 
-def _said_of(error: BaseException, end: Mapping[str, Any], function: str) -> RemoteError:
+def _said_of(
+    error: BaseException,
+    end: Mapping[str, Any],
+    *,
+    key: str,
+    function: str,
+    job_id: str | None,
+    log: Path | None,
+) -> ExitedTaskError:
     """Stand in for what is an order to an interpreter: it was meant for that of the job.
 
     Raised here, ``SystemExit(0)`` would end this process as if all had gone well, and
     ``KeyboardInterrupt`` would pass for one of the user's.
     """
     message = f"{function or 'a task'} raised {end.get('message') or type(error).__name__}"
-    return RemoteError(message, str(end.get("exception_type", "")))
+    message += f" on {end['host']}" if end.get("host") else ""
+    told = ExitedTaskError(message, key=key, function=function, job_id=job_id, log=log)
+    told.evidence = "its own end record"
+    told.tail = tail_of(log)
+    told.type_name = str(end.get("exception_type", ""))
+    return told
 
 
 def _with_origin(error: BaseException, cause: BaseException, notes: Sequence[str]) -> BaseException:

@@ -92,7 +92,7 @@ def check_resources(
     if (wanted.get("run_time_max") or 0) >= LONGEST_S:
         raise _refusal(job, "run_time_max", "that is no limit; leave it out, and there is none")
     if wanted.get("cwd") and not os.path.isdir(wanted["cwd"]):
-        raise _refusal(job, "cwd", "there is no such directory")
+        raise _refusal(job, "cwd", "there is no such directory; make it first")
     if wanted.get("python") and shutil.which(wanted["python"]) is None:
         raise _refusal(job, "python", "there is no such program")
 

@@ -280,7 +280,8 @@ def _check_paths(job: Job) -> None:
     wanted = job.resources
     if wanted.get("cwd") and not os.path.isdir(wanted["cwd"]):
         raise ResourceError(
-            f"job {job.name}: resource 'cwd' = {wanted['cwd']!r}: there is no such directory"
+            f"job {job.name}: resource 'cwd' = {wanted['cwd']!r}: there is no such directory; "
+            "make it first"
         )
     python = wanted.get("python")
     if python and shutil.which(python) is None and shutil.which(python.split()[0]) is None:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dask_batch.cache.directory import MARKER
+from dask_batch.cache.sections import MARKER
 from dask_batch.errors import CacheError
 from dask_batch.job.containment import dump_crashes
 from dask_batch.job.endings import EndedError, described, summary
