@@ -175,6 +175,10 @@ def test_executors_of_one_cache_take_each_others_futures_before_they_are_handed_
         assert not slow.done()
         open_gate(tmp_path)
         assert child.result(60) == ["slow"]
+        failed = exe.submit(fail, "of the one")
+        error = other.submit(add, failed, 1).exception(60)
+        assert isinstance(error, DependencyFailedError)
+        assert error.root == failed.key
 
 
 def test_a_callback_has_a_small_value_at_once_as_of_a_pool(
