@@ -306,3 +306,15 @@ def test_a_hostile_folder_under_a_template_of_ones_own(
     with SlurmClusterExecutor(cache_directory="cache", resource_dict=resources) as exe:
         assert exe.submit(os.getcwd).result(120) == str(folder)
     assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("given", [[("cores", 2)], "cores=2", 2])
+def test_resources_of_a_call_that_are_no_mapping(given: Any, cache: Path) -> None:
+    with SingleNodeExecutor(cache_directory=cache) as executor:
+        for ask in (
+            lambda: executor.submit(add, 1, 2, resource_dict=given),
+            lambda: executor.compute(dask.delayed(add)(1, 2), resource_dict=given),
+            lambda: executor.job_script(given),
+        ):
+            with pytest.raises((ResourceError, ConfigurationError), match="must be a mapping"):
+                ask()

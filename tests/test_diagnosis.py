@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dask_batch.diagnosis import diagnose, hint
-from dask_batch.follow import Outcome
 from dask_batch.job import exit_codes
+from dask_batch.verdicts.diagnosis import diagnose, hint
+from dask_batch.verdicts.follow import Outcome
 
 OVER_MEMORY = (
     "slurmstepd: error: Step 7.batch exceeded memory limit (310000 > 204800), being killed\n"

@@ -28,8 +28,8 @@ from dask_batch.api import (
     cloudpickle_register,
 )
 from dask_batch.cache.store import Cache
+from dask_batch.configuration.resources import KNOWN
 from dask_batch.errors import ConfigurationError, ResourceError
-from dask_batch.resources import KNOWN
 
 ROOT = [
     "get_cache_data",
@@ -295,7 +295,7 @@ def test_what_has_no_meaning_is_refused_by_name(cache: Path, options: dict[str, 
 def test_a_machine_without_flux_gives_no_job_an_instance_of_it(cache: Path) -> None:
     with (
         SingleNodeExecutor(cache_directory=cache, flux_executor_nesting=True) as exe,
-        pytest.raises(ResourceError, match="flux_executor_nesting.*no instances of Flux"),
+        pytest.raises(ResourceError, match=r"flux_executor_nesting.*no instances of Flux"),
     ):
         exe.submit(add, 1, 2)
 

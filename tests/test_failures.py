@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dask_batch import failures
 from dask_batch.backends.logs import AGAIN
 from dask_batch.code import pickling
 from dask_batch.errors import (
@@ -20,8 +19,9 @@ from dask_batch.errors import (
     RemoteTraceback,
     TaskError,
 )
-from dask_batch.failures import dependency_failure, failure_of, tail_of
-from dask_batch.follow import Outcome, Verdict
+from dask_batch.verdicts import failures
+from dask_batch.verdicts.failures import dependency_failure, failure_of, tail_of
+from dask_batch.verdicts.follow import Outcome, Verdict
 
 ABOUT: dict[str, Any] = {
     "key": "a" * 64,

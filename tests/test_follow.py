@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_batch.backends.base import JobState, JobStatus
-from dask_batch.follow import Evidence, Outcome, judge, poll_interval_s
+from dask_batch.verdicts.follow import Evidence, Outcome, judge, poll_interval_s
 
 ENDED = [state for state in JobState if state.ended]
 OPEN = [state for state in JobState if not state.ended]

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from dask_batch import defining
 from dask_batch.backends.base import Job, JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Owner
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
 from dask_batch.errors import BackendError, CacheError, MissingEntryError, SubmissionError
-from dask_batch.handover import HandOver
-from dask_batch.preparation import PreparedJob
-from dask_batch.standing import Standings
-from dask_batch.surroundings import Surroundings
+from dask_batch.evidence.standing import Standings
+from dask_batch.preparing.preparation import PreparedJob
+from dask_batch.preparing.surroundings import Surroundings
+from dask_batch.submitting import defining
+from dask_batch.submitting.handover import HandOver
 
 
 class Recorder:

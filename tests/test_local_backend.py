@@ -374,7 +374,7 @@ def test_check_names_what_this_machine_cannot_give(
 def test_script_shows_what_would_run(given: Bench) -> None:
     job = given.job("x y'z", job_script_prologue=("module load x",), threads_per_core=3)
     text = given.backend.script(job, ["local-1"])
-    assert text.startswith("#!/usr/bin/env bash\n# starts when these have completed: local-1\n")
+    assert text.startswith("#!/usr/bin/env bash\n# starts when local-1 has completed\n")
     assert "OMP_NUM_THREADS=3" in text
     assert "\nmodule load x\nexec " in text
     assert text.endswith(f""" {job.index}\n""")

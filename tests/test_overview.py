@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dask_batch import get_cache_data_queue, overview, terminate_tasks_in_cache
+from dask_batch import get_cache_data_queue, terminate_tasks_in_cache
 from dask_batch.backends.base import JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Owner, Run
 from dask_batch.errors import DamagedEntryError
-from dask_batch.overview import Overview, RunStatus
-from dask_batch.retry import RetryPolicy
+from dask_batch.upkeep import overview
+from dask_batch.upkeep.overview import Overview, RunStatus
+from dask_batch.verdicts.retry import RetryPolicy
 from watching import Client, Queue, key_of, prepared
 
 TWICE = RetryPolicy(2)

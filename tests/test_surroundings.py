@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dask_batch.surroundings import Surroundings
+from dask_batch.preparing.surroundings import Surroundings
 
 
 @pytest.mark.parametrize("said", [{}, {"PYTHONHASHSEED": "random"}])

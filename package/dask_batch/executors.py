@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 
 from dask_batch.compat.parameters import Parameters, checked_workers
 from dask_batch.compat.surface import FixedWorkersError, Surface
-from dask_batch.config import resolve
+from dask_batch.configuration.config import resolve
+from dask_batch.configuration.options import Options
+from dask_batch.configuration.resources import asked_for, merge_resources
 from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
-from dask_batch.options import Options
-from dask_batch.preparation import call_resources, check_call_resources
+from dask_batch.preparing.preparation import call_resources, check_call_resources
 from dask_batch.private import PrivateCache, unnamed
-from dask_batch.resources import merge_resources
-from dask_batch.runs import CacheEntry, get_cache_data
 from dask_batch.session import Session
 from dask_batch.sessions import Sessions
+from dask_batch.upkeep.runs import CacheEntry, get_cache_data
 
 __all__ = [
     "BaseExecutor",
@@ -155,7 +155,7 @@ class BatchExecutor(Surface):
         """
         if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        asked = resource_dict or {}
+        asked = asked_for(resource_dict)
         if self._drawing is not None:
             call_resources(
                 merge_resources(self._options.resource_dict, asked), self._options.queues
@@ -239,7 +239,7 @@ class BatchExecutor(Surface):
         from dask_batch.get import check_foreign_options, wait_for
 
         check_foreign_options(kwargs)
-        return wait_for(self._running(), dsk, keys, resource_dict or {}, refresh=refresh)
+        return wait_for(self._running(), dsk, keys, asked_for(resource_dict), refresh=refresh)
 
     def compute(
         self,
@@ -270,7 +270,9 @@ class BatchExecutor(Surface):
         from dask_batch.get import capture
 
         dsk, keys = capture(collections, optimize_graph=optimize_graph, **kwargs)
-        futures = self._running().graph(dsk, keys, resource_dict or {}, refresh=refresh).futures()
+        futures = (
+            self._running().graph(dsk, keys, asked_for(resource_dict), refresh=refresh).futures()
+        )
         if self._private is not None:
             self._private.serve(futures)
         return futures[0] if len(collections) == 1 else futures
@@ -287,7 +289,7 @@ class BatchExecutor(Surface):
 
     def job_script(self, resource_dict: Mapping[str, Any] | None = None) -> str:
         """Return the script that a call with these resources would be submitted with."""
-        return self._running().script(resource_dict or {})
+        return self._running().script(asked_for(resource_dict))
 
     def get_cache_data(self) -> list[CacheEntry]:
         """Return what the cache knows of every result: see :func:`dask_batch.get_cache_data`."""

@@ -11,15 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 from dask_batch.backends.reach import ends_with_client
-from dask_batch.engine import Engine
+from dask_batch.engine.engine import Engine
+from dask_batch.engine.request import Request
 from dask_batch.errors import DependencyFailedError, RemoteTraceback
 from dask_batch.future import BatchFuture
 from dask_batch.graph.dask_spec import Graph, values
-from dask_batch.handover import Handed
-from dask_batch.preparation import PreparedGraph
+from dask_batch.preparing.preparation import PreparedGraph
 from dask_batch.progress import CallbackRun, Event
-from dask_batch.request import Request
 from dask_batch.spec import references
+from dask_batch.submitting.handover import Handed
 
 __all__ = ["CollectionFuture", "GraphRun"]
 

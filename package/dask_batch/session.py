@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job, tells_at_once
 from dask_batch.backends.command import client_environment
@@ -18,22 +17,23 @@ from dask_batch.backends.within.extent import spans_machines
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
-from dask_batch.deferred import Deferred
-from dask_batch.engine import Engine
+from dask_batch.configuration import resource_values, resources
+from dask_batch.configuration.options import Options
+from dask_batch.engine.engine import Engine
+from dask_batch.engine.request import Request
 from dask_batch.errors import ConfigurationError, SerializationError
-from dask_batch.failures import dependency_failure
+from dask_batch.evidence.standing import Standings
+from dask_batch.following.watch import Pace, Watch
 from dask_batch.future import BatchFuture
 from dask_batch.graph.dask_spec import ingest
 from dask_batch.graph.writers import let_go
 from dask_batch.graphrun import GraphRun
-from dask_batch.handover import HandOver
-from dask_batch.options import Options
-from dask_batch.outside import Barred, NotYet, ParentFailed
-from dask_batch.preparation import Preparer, call_resources, name_of
-from dask_batch.request import Request
-from dask_batch.standing import Standings
-from dask_batch.surroundings import Surroundings
-from dask_batch.watch import Pace, Watch
+from dask_batch.preparing.deferred import Deferred
+from dask_batch.preparing.outside import Barred, NotYet, ParentFailed
+from dask_batch.preparing.preparation import Preparer, call_resources, name_of
+from dask_batch.preparing.surroundings import Surroundings
+from dask_batch.submitting.handover import HandOver
+from dask_batch.verdicts.failures import dependency_failure
 
 if TYPE_CHECKING:
     from dask_batch.backends.workers.pool import WorkerPool

@@ -82,7 +82,7 @@ class Job:
     index: int
     """... and which of its tasks this job runs: both are the arguments of its program."""
     resources: Mapping[str, Any]
-    """Checked and complete: see :mod:`dask_batch.resources`."""
+    """Checked and complete: see :mod:`dask_batch.configuration.resources`."""
     parents: tuple[str, ...] = ()
     """Names of jobs of the same hand-over that must succeed first."""
     after: tuple[str, ...] = ()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dask_batch.compat.drawing import Drawing, wanted_drawing
+from dask_batch.configuration.options import Options
+from dask_batch.configuration.resource_values import flag, integer
 from dask_batch.errors import ConfigurationError
-from dask_batch.options import Options
-from dask_batch.resource_values import flag, integer
 
 __all__ = ["Parameters", "checked_workers"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dask_batch.compat.batches import batched
+from dask_batch.configuration.options import Options
 from dask_batch.errors import ConfigurationError
 from dask_batch.future import BatchFuture
-from dask_batch.options import Options
 
 __all__ = ["FixedWorkersError", "Surface"]
 

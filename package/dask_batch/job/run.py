@@ -40,6 +40,7 @@ from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.fitness import check_files, check_libraries, enter_surroundings
 from dask_batch.job.inputs import Inputs
 from dask_batch.job.kept import NOTHING, Kept
+from dask_batch.job.lifeline import Lifeline
 from dask_batch.job.opening import RefusedError, open_task
 from dask_batch.job.publishing import Publication
 from dask_batch.job.recording import record_end
@@ -113,7 +114,8 @@ class Attempt:
         cutoff = self._cutoff()
         cutoff.start()
         try:
-            self._make()
+            with Lifeline(self.cache.path):
+                self._make()
         except NoRecordError as ended:
             say(str(ended))
             return ended.exit_code
@@ -160,6 +162,8 @@ class Attempt:
         """Return what writes down where this attempt stands when its time is nearly over."""
 
         def record(cut: Mapping[str, Any]) -> None:
+            if self.header.get("ranks"):  # the leader waits for them, and that is all it tells
+                cut = {**cut, "traceback": ""}
             who = {"job_id": self.job_id, "host": socket.gethostname(), "started": self.started}
             try:
                 attempts.record_cut(self.cache, self.key, self.generation, {**cut, **who})

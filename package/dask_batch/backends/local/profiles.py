@@ -102,7 +102,7 @@ def _too_few_gpus(wanted: int, devices: Devices) -> str:
         "there are, or a list"
     )
     if not devices.names:
-        sees = f" ({devices.variable} is empty)" if devices.variable else ""
+        sees = f" ({devices.variable} names none)" if devices.variable else ""
         return f"no GPUs are to be seen on this machine{sees}; leave it out, or {declare}"
     there = f"there are {len(devices.names)} ({devices.variable}={','.join(devices.names)})"
     return f"{wanted} GPUs are asked for, {there}; ask for at most that many; {declare}"
