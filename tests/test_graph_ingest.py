@@ -159,6 +159,16 @@ def test_a_shuffle_on_disk_keeps_the_index_whatever_it_is_told() -> None:
     pd.testing.assert_frame_equal(ours.sort_index(), theirs.sort_index())
 
 
+def read(part: int, columns: list[str] | None = None) -> pd.DataFrame:
+    return pd.DataFrame({"a": [part], "b": [1]})[columns or ["a", "b"]]
+
+
+def test_a_graph_may_be_computed_while_another_one_is_made() -> None:
+    with dask.config.set(scheduler=get):
+        made = dd.from_map(read, range(2), enforce_metadata=True)[["a"]]
+        assert made.compute().a.tolist() == [0, 1]
+
+
 def test_persist_asks_for_chunks() -> None:
     (kept,) = dask.persist(array() + 1, scheduler=get)
     assert (kept.compute(scheduler="sync") == array().compute(scheduler="sync") + 1).all()
