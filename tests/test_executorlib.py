@@ -242,6 +242,8 @@ def test_map_waits_for_futures_among_its_iterables(exe: SingleNodeExecutor) -> N
     numbers = exe.submit(list, (1, 2))
     assert list(exe.map(add, numbers, [10, 20], timeout=60)) == [11, 22]
     assert list(exe.map(add, [1], exe.submit(list, (5,)), chunksize=3)) == [6]
+    with pytest.raises(ValueError, match="chunksize"):
+        exe.map(add, [1], [2], chunksize=0)
 
 
 def test_map_tells_what_an_iterable_failed_of_and_waits_no_longer_than_it_may(

@@ -172,6 +172,30 @@ def test_after_a_shutdown_without_waiting_the_folder_stays_for_the_jobs(tmp_path
     assert left(tmp_path) == []
 
 
+LATE = """
+import atexit
+
+@atexit.register
+def late():
+    try:
+        executor.submit(abs, -1)
+    except RuntimeError as error:
+        print(error)
+
+from dask_batch import SingleNodeExecutor
+
+executor = SingleNodeExecutor()
+assert executor.submit(abs, -2).result() == 2
+"""
+
+
+def test_what_comes_after_the_last_hand_over_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout == "cannot schedule new futures after interpreter shutdown\n"
+
+
 KILLED = """
 import os, signal, subprocess, sys, time
 from pathlib import Path

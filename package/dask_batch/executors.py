@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -333,6 +334,15 @@ class BatchExecutor(Surface):
         if self._shut_down:
             raise RuntimeError("there are no workers after shutdown")
         self._session.resize(number)
+
+    @property
+    def _max_workers(self) -> int:
+        """For how many calls there is room: Dask reads it off a pool that it is given to use.
+
+        Its own schedulers do (``dask.config.set(pool=executor)``), and hand in so many at a time.
+        """
+        bound = self.max_workers or self._running().backend.default_max_jobs
+        return bound or os.cpu_count() or 1
 
     @property
     def cache_directory(self) -> Path:

@@ -152,8 +152,11 @@ class Session:
         Raises
         ------
         ConfigurationError
-            About its resources. Whatever else is wrong goes into the future.
+            About its resources.
+        RuntimeError
+            The interpreter ends. Whatever else is wrong goes into the future.
         """
+        self.engine.check_time()
         if not callable(function):
             raise TypeError(f"{function!r} is not callable")
         asked = resources.merge_resources(self.options.resource_dict, resource_dict)

@@ -63,14 +63,18 @@ class Surface(concurrent.futures.Executor):
         timeout
             Seconds, from now on, that all this may take; None: as long as it takes.
         chunksize
-            Has no meaning here: each call is a task.
+            Has no meaning here, as long as it is a positive number: each call is a task.
 
         Raises
         ------
+        ValueError
+            ``chunksize`` is not positive.
         TimeoutError
             An iterable, or while iterating a value, has not come in time. In the latter case, and
             with any other error, what has not started by then is cancelled.
         """
+        if chunksize < 1:
+            raise ValueError(f"chunksize must be >= 1, not {chunksize}")
         until = None if timeout is None else time.monotonic() + timeout
         found = [_value(iterable, until) for iterable in iterables]
         return super().map(fn, *found, timeout=_left_s(until), chunksize=chunksize)

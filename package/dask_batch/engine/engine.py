@@ -109,6 +109,7 @@ class Engine:
 
     def request(self, request: Request) -> None:
         """Take a request. Its futures resolve, or fail, whatever happens."""
+        self.check_time()
         with self._changed:
             if self._closing:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -116,6 +117,12 @@ class Engine:
             self._ensure_thread()
             self._changed.notify_all()
         self.backend.wake()
+
+    @staticmethod
+    def check_time() -> None:
+        """Raise if it is too late for anything to be handed over: the interpreter ends."""
+        if _ending.is_set():
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def forget(self, future: BatchFuture) -> None:
         """Stop waiting for a future; its job is cancelled when nothing else wants it."""
