@@ -20,9 +20,9 @@ from dask_batch.errors import (
     RemoteTraceback,
     TaskError,
 )
-from dask_batch.verdicts import failures
-from dask_batch.verdicts.failures import dependency_failure, failure_of, tail_of
+from dask_batch.verdicts.failures import dependency_failure, failure_of
 from dask_batch.verdicts.follow import Outcome, Verdict
+from dask_batch.verdicts.tail import tail_of
 
 ABOUT: dict[str, Any] = {
     "key": "a" * 64,
@@ -124,7 +124,7 @@ def test_an_order_to_the_interpreter_of_a_job_is_none_to_this_one(order: BaseExc
 
 
 def test_one_that_never_comes_to_an_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "_UNPICKLING_S", 0.2)
+    monkeypatch.setattr("dask_batch.verdicts.raised._UNPICKLING_S", 0.2)
     error = raised(Trap(time.sleep, 5.0))
     assert isinstance(error, RemoteError)
     assert "has not come to an end" in str(error)

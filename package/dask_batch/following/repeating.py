@@ -15,9 +15,10 @@ from dask_batch.following.entries import Entry
 from dask_batch.following.resolving import Resolving
 from dask_batch.following.tending import Tending
 from dask_batch.verdicts.diagnosis import diagnose
-from dask_batch.verdicts.failures import Fallen, failure_of, tail_of
+from dask_batch.verdicts.failures import Fallen, failure_of
 from dask_batch.verdicts.follow import Evidence, Outcome, Verdict, judge, signal_of
 from dask_batch.verdicts.retry import Ending
+from dask_batch.verdicts.tail import tail_of
 
 if TYPE_CHECKING:
     from dask_batch.following.watch import Watch

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import re
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dask_batch.backends.logs import last_attempt
-from dask_batch.code import pickling
 from dask_batch.errors import (
     CancelledTaskError,
     ChangedSinceSubmissionError,
     DependencyFailedError,
     DiedTaskError,
     EnvironmentTaskError,
-    ExitedTaskError,
     GivenUpTaskError,
     LostTaskError,
     NodeFailureTaskError,
@@ -27,7 +21,6 @@ from dask_batch.errors import (
     NoWorkerError,
     OutOfMemoryTaskError,
     PreemptedTaskError,
-    RemoteError,
     RemoteTraceback,
     SubmissionError,
     TaskError,
@@ -35,23 +28,13 @@ from dask_batch.errors import (
     UnstorableResultError,
 )
 from dask_batch.verdicts.advice import advice_on
-from dask_batch.verdicts.diagnosis import hint
 from dask_batch.verdicts.follow import Outcome, Verdict
+from dask_batch.verdicts.raised import users_own
+from dask_batch.verdicts.tail import tail_of
 
-__all__ = ["Fallen", "dependency_failure", "failure_of", "tail_of"]
+__all__ = ["Fallen", "dependency_failure", "failure_of"]
 
-_TAIL_LINES = 20
-_TAIL_BYTES = 8192
 _LINE_CHARS = 500
-_UNPICKLING_S = 10.0
-_CONTROL = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
-    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"  # titles, links
-    r"|\x1b[ -/]*[0-~]"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
-)
-"""What a terminal obeys: its control sequences and characters, and marks that reverse a text."""
-
 _ERRORS: Mapping[Outcome, type[TaskError]] = {
     Outcome.TIMEOUT: TimeoutTaskError,
     Outcome.OUT_OF_MEMORY: OutOfMemoryTaskError,
@@ -154,7 +137,7 @@ def _failure(
     cut: Mapping[str, Any] | None,
 ) -> BaseException:
     if verdict.outcome is Outcome.EXCEPTION and end is not None:
-        return _users_own(end, key=key, function=function, job_id=job_id, log=log)
+        return users_own(end, key=key, function=function, job_id=job_id, log=log)
     if isinstance(unbegun, SubmissionError):
         return unbegun
     log = log if unbegun is None else None
@@ -194,112 +177,6 @@ def _where_it_stood(verdict: Verdict, cut: Mapping[str, Any] | None) -> str:
     return f"; when it was warned{when} it stood at {frames[-1]}"
 
 
-def _users_own(
-    end: Mapping[str, Any], *, key: str, function: str, job_id: str | None, log: Path | None
-) -> BaseException:
-    """Rebuild the exception that the user's function raised."""
-    where = f"raised in {function or 'a task'} (key {key[:12]}"
-    where += f", job {job_id}" if job_id else ""
-    where += f", on {end['host']})" if end.get("host") else ")"
-    notes = [where] if log is None else [where, f"log: {log}"]
-    if (advice := hint(str(end.get("message", "")))) is not None:
-        notes.append(advice)
-    trace = RemoteTraceback(str(end.get("traceback", "")))
-    error = _unpickled(end)
-    try:
-        if _is_an_order(error):
-            error.__cause__ = trace
-            told = _said_of(error, end, key=key, function=function, job_id=job_id, log=log)
-            return _with_origin(told, error, notes[2 if log is not None else 1 :])
-        return _with_origin(error, trace, notes)
-    except Exception as refusal:  # its class does not let attributes be set
-        said = f"{end.get('message', '')}\n(it cannot be told as it is: {_said(refusal)})"
-        stand_in = RemoteError(said, str(end.get("exception_type", "")))
-        return _with_origin(stand_in, trace, notes)
-
-
-def _is_an_order(error: BaseException) -> bool:
-    """Whether an interpreter, or an event loop, obeys it when it meets it."""
-    own = isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit))
-    cancelled = type(error).__module__ == "asyncio.exceptions" and not isinstance(error, Exception)
-    return own or cancelled
-
-
-def _said_of(
-    error: BaseException,
-    end: Mapping[str, Any],
-    *,
-    key: str,
-    function: str,
-    job_id: str | None,
-    log: Path | None,
-) -> ExitedTaskError:
-    """Stand in for what is an order to an interpreter: it was meant for that of the job.
-
-    Raised here, ``SystemExit(0)`` would end this process as if all had gone well, and
-    ``KeyboardInterrupt`` would pass for one of the user's.
-    """
-    message = f"{function or 'a task'} raised {end.get('message') or type(error).__name__}"
-    message += f" on {end['host']}" if end.get("host") else ""
-    told = ExitedTaskError(message, key=key, function=function, job_id=job_id, log=log)
-    told.evidence = "its own end record"
-    told.tail = tail_of(log)
-    told.type_name = str(end.get("exception_type", ""))
-    return told
-
-
-def _with_origin(error: BaseException, cause: BaseException, notes: Sequence[str]) -> BaseException:
-    error.__cause__ = cause
-    for note in notes:
-        error.add_note(note)
-    return error
-
-
-def _unpickled(end: Mapping[str, Any]) -> BaseException:
-    """Unpickle an exception, or stand in for it: its class may refuse, or be unknown here."""
-    message = str(end.get("message", ""))
-    name = str(end.get("exception_type", ""))
-    pickled = end.get("exception")
-    if pickled is None:
-        if end.get("exception_lost"):
-            message += f"\n(it could not be pickled: {end['exception_lost']})"
-        return RemoteError(message, name)
-    try:
-        error = _apart(lambda: pickling.loads(base64.b64decode(pickled), ()))
-    except BaseException as refusal:  # of the class's own making, in a thread of its own
-        return RemoteError(f"{message}\n(it cannot be unpickled here: {_said(refusal)})", name)
-    return error if isinstance(error, BaseException) else RemoteError(message, name)
-
-
-def _said(error: BaseException) -> str:
-    """Return what an exception says; even its words may be the user's code."""
-    try:
-        return repr(error)
-    except Exception:
-        return type(error).__name__
-
-
-def _apart(load: Callable[[], Any]) -> Any:
-    """Unpickle in a thread of its own: a class of the user's may leave, or never return."""
-    outcome: list[tuple[Any, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((load(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, name="dask-batch-unpickling", daemon=True)
-    thread.start()
-    thread.join(_UNPICKLING_S)
-    if not outcome:
-        raise TimeoutError(f"unpickling it has not come to an end in {_UNPICKLING_S:g} s")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value
-
-
 def dependency_failure(
     cause: BaseException,
     *,
@@ -335,27 +212,3 @@ def _first_line(error: BaseException) -> str:
     if len(text) > _LINE_CHARS:
         text = f"{text[:_LINE_CHARS]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def tail_of(log: Path | None) -> str:
-    """Return the last lines of a log file, the last attempt's; empty where there is none."""
-    if log is None:
-        return ""
-    try:
-        with open(log, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(_as_shown(last_attempt(text))[-_TAIL_LINES:])
-
-
-def _as_shown(text: str) -> list[str]:
-    """Return the lines of a log without what would command the terminal of who reads it.
-
-    Of a line that was written over and over (a progress bar) the last words are left.
-    """
-    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
-    shown = [_CONTROL.sub("", line) for line in lines]
-    return shown if shown[-1] else shown[:-1]
