@@ -26,7 +26,7 @@ FLOORS = (
     "engine steward upkeep",
     "graphrun workforce private session sessions",
     "compat",
-    "get executors job_executors api registration",
+    "get executor executors api registration",
 )
 """From the ground up. What stands on one floor may import from its own and from those below."""
 

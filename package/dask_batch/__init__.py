@@ -26,12 +26,13 @@ if TYPE_CHECKING:
         BaseExecutor,
         ClusterExecutor,
         FluxClusterExecutor,
+        FluxJobExecutor,
         SingleNodeExecutor,
         SlurmClusterExecutor,
+        SlurmJobExecutor,
     )
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
-    from dask_batch.job_executors import FluxJobExecutor, SlurmJobExecutor
     from dask_batch.upkeep.runs import cancel, explain, get_cache_data, status
     from dask_batch.upkeep.upkeep import clean, verify
 
@@ -41,10 +42,10 @@ _HOMES = {
     "ClusterExecutor": "dask_batch.executors",
     "File": "dask_batch.inputs",
     "FluxClusterExecutor": "dask_batch.executors",
-    "FluxJobExecutor": "dask_batch.job_executors",
+    "FluxJobExecutor": "dask_batch.executors",
     "SingleNodeExecutor": "dask_batch.executors",
     "SlurmClusterExecutor": "dask_batch.executors",
-    "SlurmJobExecutor": "dask_batch.job_executors",
+    "SlurmJobExecutor": "dask_batch.executors",
     "cancel": "dask_batch.upkeep.runs",
     "checkpoint_directory": "dask_batch.checkpoint",
     "clean": "dask_batch.upkeep.upkeep",
