@@ -295,6 +295,7 @@ CLIENTS_OWN = (
     "pandas",
     "dask_batch.engine.engine",
     "dask_batch.session",
+    "dask_batch.executor",
     "dask_batch.executors",
     "dask_batch.get",
     "dask_batch.graph",
