@@ -16,6 +16,7 @@ from dask_batch.job.endings import ARGUMENTS, EndedError, described, summary
 from dask_batch.job.exit_codes import NO_MODULE
 from dask_batch.job.inputs import Inputs
 from dask_batch.job.kept import NOTHING, Kept
+from dask_batch.job.offspring import announce
 from dask_batch.job.shortened import arguments_of
 from dask_batch.job.surroundings import CHECKPOINT_VARIABLE
 from dask_batch.spec import Step, evaluate
@@ -52,6 +53,9 @@ class Body:
     def value(self) -> Any:
         """Unpickle the task and compute it, a chain step by step."""
         steps = self._loaded(self._steps)
+        if self._kept is NOTHING:
+            # Where several tasks run, a server of processes would remember the first one's code.
+            announce(self._definition)
         value: Any = None
         values: dict[Hashable, Any] = {}
         for behind, step in zip(range(len(steps))[::-1], steps, strict=True):

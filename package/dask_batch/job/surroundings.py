@@ -13,6 +13,7 @@ __all__ = [
     "OF_A_JOB",
     "RUN_TIME_VARIABLE",
     "STEP_VARIABLE",
+    "TASK_VARIABLE",
     "WORKER_VARIABLE",
     "enter",
     "extend_path",
@@ -35,6 +36,9 @@ STEP_VARIABLE = "DASK_BATCH_STEP_OPTIONS"
 WORKER_VARIABLE = "DASK_BATCH_WORKER"
 """Set in a worker that stays: its place among the workers of its client, counted from 0."""
 
+TASK_VARIABLE = "DASK_BATCH_TASK"
+"""Set in a process that runs one task: where its definition is, for processes that it starts."""
+
 OF_A_JOB = frozenset(
     {
         "DASK_BATCH_BACKEND",
@@ -42,6 +46,7 @@ OF_A_JOB = frozenset(
         JOB_VARIABLE,
         RUN_TIME_VARIABLE,
         STEP_VARIABLE,
+        TASK_VARIABLE,
         WORKER_VARIABLE,
     }
 )

@@ -1,0 +1,5 @@
+"""``__main__`` of a process that a task has started by *spawn* or *forkserver*."""
+
+from dask_batch.job.offspring import travelled_main
+
+globals().update(travelled_main())
