@@ -36,7 +36,11 @@ _TERM_S = 2.0
 _KILLED: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU})
 _FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE})
 _TAIL_BYTES = 8192
-_OOM: Final = re.compile(rb"^(?:slurmstepd|srun)\b.*(?:oom.kill|out.of.memory)", re.M | re.I)
+_OOM: Final = re.compile(
+    rb"^(?:(?:slurmstepd|srun)\b.*(?:oom.kill|out.of.memory)"
+    rb"|\[[^]\n]+\] error: Detected \d+ oom_kill)",  # from Slurm 25.05 on, without a name
+    re.M | re.I,
+)
 
 
 class Leader:
