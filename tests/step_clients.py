@@ -179,6 +179,12 @@ def ranks(folder: Path) -> Any:
         return [f.result() for f in futures]
 
 
+def by_mpiexec(folder: Path) -> Any:
+    with Executor() as exe:
+        asked = {"cores": 2, "pmi_mode": "mpiexec"}
+        return exe.submit(ranked, folder, resource_dict=asked).result()
+
+
 def too_large(folder: Path) -> Any:
     told = {}
     with Executor(cache_directory=folder / "cache") as exe:

@@ -118,6 +118,18 @@ def test_steps_of_several_ranks_run_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
+@pytest.mark.mpi
+@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="there is no mpi4py")
+def test_the_librarys_own_program_may_start_ranks_in_an_allocation(tmp_path: Path) -> None:
+    there = Allocation(tmp_path, "--ntasks=4", "--nodes=1", "--mem=2400M")
+    try:
+        ranks = there.run("by_mpiexec", tmp_path).result()
+    finally:
+        there.end()
+    assert [rank[2:] for rank in ranks] == [[0, 2], [1, 2]]
+
+
+@pytest.mark.slurm
 def test_a_client_in_a_step_shares_its_cpus_with_its_own_steps(
     allocation: Allocation, tmp_path: Path
 ) -> None:

@@ -388,6 +388,19 @@ def test_a_worker_that_is_killed_is_replaced_and_its_task_made_anew(
     assert exe.submit(bodies.process, 2).result(60) != before
 
 
+def test_a_worker_hears_of_an_end_though_it_was_started_deaf(
+    open_executor: Open, traces: Path
+) -> None:
+    """Slurm 25.05 starts the processes of steps with SIGCHLD blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        exe = open_executor(restart_limit=1)
+        exe.submit(bodies.die_once, traces, "once").result(60)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert len(seen(traces, "once")) == 2
+
+
 @pytest.mark.parametrize("limit", [0, 1])
 def test_when_no_worker_is_left_nobody_waits(open_executor: Open, limit: int) -> None:
     exe = open_executor(restart_limit=limit)
