@@ -401,6 +401,31 @@ def test_a_worker_hears_of_an_end_though_it_was_started_deaf(
     assert len(seen(traces, "once")) == 2
 
 
+TERMINATED = """
+import os, signal, socket, subprocess
+from dask_batch.job.channel import Channel
+from dask_batch.job.keeper import Keeper
+
+ours, theirs = socket.socketpair()
+keeper, client = Keeper(Channel(ours)), Channel(theirs)
+workbench = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+keeper._pid = workbench.pid
+workbench.terminate()
+os.waitid(os.P_PID, workbench.pid, os.WEXITED | os.WNOWAIT)
+os.write(keeper._told, bytes([signal.SIGTERM]))
+keeper._reap()
+print(client.receive()["killed"], keeper._ending)
+"""
+
+
+def test_a_worker_all_of_whose_processes_are_told_to_end_has_died_once() -> None:
+    """A batch system signals one after the other: the keeper may be the last to hear."""
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("True True\n", "")
+
+
 @pytest.mark.parametrize("limit", [0, 1])
 def test_when_no_worker_is_left_nobody_waits(open_executor: Open, limit: int) -> None:
     exe = open_executor(restart_limit=limit)
