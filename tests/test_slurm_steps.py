@@ -109,9 +109,10 @@ def test_steps_of_several_ranks_run_side_by_side(tmp_path: Path) -> None:
     there = Allocation(tmp_path, "--ntasks=4", "--nodes=1", "--mem=2400M")
     try:
         one, other = there.run("ranks", tmp_path).result()
-        # Without PMIx Open MPI starts them itself, by a daemon of its own.
-        name = "ranked-" if "pmix" in subprocess.getoutput("srun --mpi=list") else "orted"
-        until(lambda: [step[:7] for step in there.steps()] == [name] * 2, "their steps' names")
+        # Without PMIx Open MPI starts them itself, by daemons that are all called alike.
+        has_pmix = "pmix" in subprocess.getoutput("srun --mpi=list")
+        names = ["ranked-"] * 2 if has_pmix else ["orted"]
+        until(lambda: [name[:7] for name in there.steps()] == names, "their steps' names")
     finally:
         there.end()
     for ranks in (one, other):
