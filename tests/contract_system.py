@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from dask_batch.backends.base import Backend, Job, JobState, JobStatus
 from dask_batch.backends.command import client_environment
-from dask_batch.resources import for_dask_task
+from dask_batch.configuration.resources import for_dask_task
 
 PATIENCE_S = 240.0
 """Long: a real cluster may have jobs of others on all of its nodes."""

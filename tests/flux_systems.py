@@ -18,8 +18,8 @@ from dask_batch.backends.base import Job
 from dask_batch.backends.flux.backend import FluxBackend
 from dask_batch.backends.flux.bindings import Bindings, load
 from dask_batch.backends.flux.instance import Instance, Row
+from dask_batch.configuration.resources import for_executor_call
 from dask_batch.errors import BackendUnavailableError
-from dask_batch.resources import for_executor_call
 from dask_batch.testing.fake_flux import FakeFlux
 
 

@@ -15,12 +15,12 @@ import dask
 
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
+from dask_batch.configuration.options import Options
 from dask_batch.graph.content import ContentHasher
 from dask_batch.graph.dask_spec import ingest, values
-from dask_batch.options import Options
-from dask_batch.preparation import PreparedJob, Preparer
+from dask_batch.preparing.preparation import PreparedJob, Preparer
+from dask_batch.preparing.surroundings import Surroundings
 from dask_batch.spec import Step, evaluate
-from dask_batch.surroundings import Surroundings
 
 __all__ = ["FalseHit", "InProcess"]
 

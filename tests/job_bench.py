@@ -14,9 +14,9 @@ from typing import Any
 from dask_batch.cache import attempts
 from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.store import Cache
-from dask_batch.options import Options
-from dask_batch.preparation import Preparer
-from dask_batch.surroundings import Surroundings
+from dask_batch.configuration.options import Options
+from dask_batch.preparing.preparation import Preparer
+from dask_batch.preparing.surroundings import Surroundings
 
 PACKAGE = Path(__file__).parent.parent / "package"
 

@@ -47,16 +47,21 @@ def raises(at: int, folder: Path) -> None:
 
 
 def leaves(at: int, how: str) -> None:
-    """End one rank's process in some way, while the others wait for it."""
+    """End one rank's process in some way, while the others wait for it; or MPI at all of them."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
     comm.Barrier()
+    if how == "finalize":
+        MPI.Finalize()
+        return
     if comm.Get_rank() == at:
         if how == "exit":
             os._exit(0)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
     comm.Barrier()
     time.sleep(1)
 

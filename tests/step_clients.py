@@ -47,14 +47,18 @@ def once_gated(folder: Path, name: str, *parents: Any) -> str:
     return gated(folder, name, *parents)
 
 
-def ranked(folder: Path) -> list[Any]:
-    """Tell of a rank when it ran, and in which company."""
+def ranked(folder: Path, name: str, other: str) -> list[Any]:
+    """Tell of a rank in which company it is, once another call's ranks have been met."""
     from mpi4py import MPI
 
-    began = time.time()
-    time.sleep(0.5)
+    (folder / f"{name}.here").touch()
+    deadline = time.monotonic() + 60
+    while not (folder / f"{other}.here").exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{name} runs, and {other} does not")
+        time.sleep(0.02)
     world = MPI.COMM_WORLD
-    return [began, time.time(), world.Get_rank(), world.Get_size()]
+    return [world.Get_rank(), world.Get_size()]
 
 
 # ---- clients -----------------------------------------------------------------------------------
@@ -175,14 +179,29 @@ def graph(folder: Path) -> Any:
 
 def ranks(folder: Path) -> Any:
     with Executor() as exe:
-        futures = [exe.submit(ranked, folder, resource_dict={"cores": 2}) for _ in range(2)]
+        futures = [
+            exe.submit(ranked, folder, *names, resource_dict={"cores": 2})
+            for names in (("one", "other"), ("other", "one"))
+        ]
         return [f.result() for f in futures]
 
 
 def by_mpiexec(folder: Path) -> Any:
     with Executor() as exe:
         asked = {"cores": 2, "pmi_mode": "mpiexec"}
-        return exe.submit(ranked, folder, resource_dict=asked).result()
+        return exe.submit(ranked, folder, "mpiexec", "mpiexec", resource_dict=asked).result()
+
+
+def alone(folder: Path) -> Any:
+    """Use MPI in one process: in a step as its library needs it, and in one of another kind."""
+    told: list[Any] = []
+    for mode in ("pmix", "none"):
+        with Executor(pmi_mode=mode) as exe:
+            try:
+                told.append(exe.submit(ranked, folder, "alone", "alone").result())
+            except BatchError as error:
+                told.append(str(error))
+    return told
 
 
 def too_large(folder: Path) -> Any:

@@ -112,6 +112,19 @@ def test_a_request_that_cannot_be_met(resources: Any, message: str, cache: Path)
     assert nothing_was_submitted(cache)
 
 
+@pytest.mark.parametrize("wrong", [[("cores", 1)], "cores", 3])
+def test_resources_that_are_no_mapping(wrong: Any, cache: Path) -> None:
+    with SingleNodeExecutor(cache_directory=cache) as exe:
+        for call in (
+            lambda: exe.submit(add, 1, 1, resource_dict=wrong),
+            lambda: exe.compute(dask.delayed(add)(1, 1), resource_dict=wrong),
+            lambda: dask.compute(dask.delayed(add)(1, 1), scheduler=exe, resource_dict=wrong),
+        ):
+            with pytest.raises(ConfigurationError, match=r"resource_dict must be a mapping.*, not"):
+                call()
+    assert nothing_was_submitted(cache)
+
+
 def test_a_refusal_names_the_function_and_no_job_that_does_not_exist(cache: Path) -> None:
     with SingleNodeExecutor(cache_directory=cache) as exe:
         for asked in ({"threads_per_core": 4096}, {"cwd": "/nowhere/at/all"}):
@@ -306,3 +319,15 @@ def test_a_hostile_folder_under_a_template_of_ones_own(
     with SlurmClusterExecutor(cache_directory="cache", resource_dict=resources) as exe:
         assert exe.submit(os.getcwd).result(120) == str(folder)
     assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("given", [[("cores", 2)], "cores=2", 2])
+def test_resources_of_a_call_that_are_no_mapping(given: Any, cache: Path) -> None:
+    with SingleNodeExecutor(cache_directory=cache) as executor:
+        for ask in (
+            lambda: executor.submit(add, 1, 2, resource_dict=given),
+            lambda: executor.compute(dask.delayed(add)(1, 2), resource_dict=given),
+            lambda: executor.job_script(given),
+        ):
+            with pytest.raises((ResourceError, ConfigurationError), match="must be a mapping"):
+                ask()

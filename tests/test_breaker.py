@@ -7,8 +7,8 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_batch.breaker import THRESHOLD, Breaker, Fall
-from dask_batch.follow import Outcome
+from dask_batch.verdicts.breaker import THRESHOLD, Breaker, Fall
+from dask_batch.verdicts.follow import Outcome
 
 NO_CACHE = Fall("k0", Outcome.ENVIRONMENT, "no cache", began=False)
 

@@ -27,7 +27,6 @@ from dask_batch import (
     terminate_task_in_cache,
     terminate_tasks_in_cache,
 )
-from dask_batch.cached import CacheEntry, Unfinished
 from dask_batch.compat.families import asked_family, belongs
 from dask_batch.errors import (
     CancelledTaskError,
@@ -35,6 +34,7 @@ from dask_batch.errors import (
     MissingEntryError,
     TaskError,
 )
+from dask_batch.upkeep.cached import CacheEntry, Unfinished
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from dask_batch.cache.files import (
     publish_no_clobber,
     read_owned,
 )
+from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError
 
 
@@ -175,8 +177,24 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         read_owned(tmp_path / "missing")
 
 
+def test_a_cache_that_is_gone_is_not_brought_back_in_part(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "results").path  # which may have a section's name
+    assert publish_bytes(cache / "attempts" / "ab" / "first", b"")
+    shutil.rmtree(cache)
+    for path in (cache / "attempts" / "ab" / "second", cache / "runs" / "second"):
+        with pytest.raises(CacheError, match=r"cache .*results is gone: it has been removed"):
+            publish_bytes(path, b"")
+    assert not cache.exists()
+
+
 def test_make_directory_says_what_is_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(CacheError, match="cannot be made"):
             make_directory(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_a_file_system_that_makes_no_directories_says_so() -> None:
+    with pytest.raises(CacheError, match="/proc/cache cannot be made"):
+        make_directory(Path("/proc/cache"))

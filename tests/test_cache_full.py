@@ -22,7 +22,12 @@ from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.store import Cache
 from dask_batch.code import pickling
-from dask_batch.errors import FullError, UnstorableResultError
+from dask_batch.errors import (
+    DependencyFailedError,
+    DiedTaskError,
+    FullError,
+    UnstorableResultError,
+)
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 PAGE = 4096
@@ -109,6 +114,19 @@ def test_how_much_was_to_be_written_and_how_much_is_free_is_said(small: Path) ->
     assert cache.publish(KEY, 1, {})
 
 
+def test_what_a_full_disk_calls_for_works_on_it(small: Path) -> None:
+    cache = Cache(small / "cache")
+    cache.publish(KEY, np.zeros(1000), {"function": "f"})
+    fill(small)
+    for number in range(300):  # nor inodes
+        try:
+            (small / str(number)).touch()
+        except OSError:
+            break
+    assert clean(cache.path, keys=KEY).removed == {"results": 1}
+    assert cache.present([KEY]) == set()
+
+
 def test_no_inodes_are_left(small: Path) -> None:
     cache = Cache(small / "cache")
     for number in range(300):
@@ -186,3 +204,23 @@ def test_a_result_that_does_not_fit_ends_its_job_with_the_reason(small: Path) ->
         assert executor.submit(len, b"abc").result(timeout=120) == 3
     assert verify(cache.path).ok
     assert "temporary" not in clean(cache.path).removed
+
+
+def fill_and_die(directory: Path) -> None:
+    with open(directory / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(PAGE))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_failure_that_cannot_be_recorded_is_told_all_the_same(small: Path) -> None:
+    cache = Cache(small / "cache")
+    pace = {"shortest_poll_s": 0.3, "failure_grace_s": 0.5}
+    with SingleNodeExecutor(cache_directory=cache.path, **pace) as executor:
+        failed = executor.submit(fill_and_die, small)
+        child = executor.submit(str, failed)
+        assert isinstance(failed.exception(timeout=60), DiedTaskError)
+        assert isinstance(child.exception(timeout=60), DependencyFailedError)
+        (small / "filler").unlink()
+        assert executor.submit(len, b"abc").result(timeout=60) == 3
+    assert verify(cache.path).ok

@@ -21,7 +21,13 @@ import pytest
 from dask_batch.cache import layout
 from dask_batch.cache.housekeeping import clean_temporary
 from dask_batch.cache.store import Cache
-from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
+from dask_batch.errors import (
+    CacheError,
+    DamagedEntryError,
+    MissingEntryError,
+    SerializationError,
+    UnreadableResultError,
+)
 
 KEY = "ab" * 32
 ATTRIBUTES = {"function": "f", "name": "('x', 0)", "resources": {"cores": 1}, "runtime": 0.25}
@@ -167,17 +173,59 @@ def test_names_of_attributes_are_checked(cache: Cache) -> None:
             cache.publish(KEY, 1, {name: 1})
 
 
-def test_a_value_that_cannot_be_unpickled_here_says_where_it_came_from(cache: Cache) -> None:
-    cache.publish(KEY, Refusing(), {})
-    with pytest.raises(ZeroDivisionError) as raised:
+class Refusing:
+    """Comes back only where it is welcome."""
+
+    welcome = True
+
+    def __init__(self, refusal: BaseException) -> None:
+        self.refusal = refusal
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not Refusing.welcome:
+            raise self.refusal
+
+
+@pytest.mark.parametrize("refusal", [ZeroDivisionError("no"), SystemExit(0)])
+def test_a_value_that_cannot_be_unpickled_here_says_where_it_came_from(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, refusal: BaseException
+) -> None:
+    cache.publish(KEY, Refusing(refusal), {"function": "fit", "job_id": "7"})
+    monkeypatch.setattr(Refusing, "welcome", False)
+    told = f"result of fit .*{type(refusal).__name__}"
+    with pytest.raises(UnreadableResultError, match=told) as e:
         cache.load(KEY)
-    assert any(KEY[:12] in note for note in raised.value.__notes__)
+    assert type(e.value.__cause__) is type(refusal)
+    assert (e.value.key, e.value.function, e.value.job_id) == (KEY, "fit", "7")
+    assert str(cache.path) in e.value.evidence
     assert cache.present([KEY]) == {KEY}
 
 
-class Refusing:
-    def __reduce__(self) -> Any:
-        return divmod, (1, 0)
+@pytest.mark.parametrize("refusal", [ZeroDivisionError("no"), SystemExit(0)])
+def test_what_can_never_be_unpickled_is_not_stored(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, refusal: BaseException
+) -> None:
+    monkeypatch.setattr(Refusing, "welcome", False)
+    with pytest.raises(SerializationError, match=type(refusal).__name__):
+        cache.publish(KEY, [Refusing(refusal)], {})
+    assert cache.present([KEY]) == set()
+
+
+class Doubling:
+    def __init__(self) -> None:
+        self.array = np.ones(1000)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.array = state["array"]
+        self.array *= 2
+
+
+def test_trying_a_value_out_does_not_change_it(cache: Cache) -> None:
+    value = Doubling()
+    cache.publish(KEY, value, {})
+    assert value.array.sum() == 1000
+    assert cache.load(KEY).array.sum() == 2000
 
 
 def test_retired_results_make_room(cache: Cache) -> None:

@@ -17,7 +17,7 @@ import slurm_daemons
 from clients import Clients, poll
 from dask_batch import clean
 
-CHAOS_S = 60.0
+CHAOS_S = 150.0
 CLIENTS = 4
 CALM_S = 420.0
 """How long each of the clients has that compute in peace."""

@@ -11,6 +11,7 @@ import pytest
 
 import dask_batch
 from dask_batch import checkpoint_directory
+from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError
 from dask_batch.job.surroundings import CHECKPOINT_VARIABLE, JOB_VARIABLE
 
@@ -41,7 +42,7 @@ print(path)
 
 
 def test_in_a_job_it_is_the_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "cache" / "checkpoints" / "ab" / "key"
+    path = Cache(tmp_path / "cache").path / "checkpoints" / "ab" / "key"
     monkeypatch.setenv(JOB_VARIABLE, "1")
     monkeypatch.setenv(CHECKPOINT_VARIABLE, str(path))
     assert checkpoint_directory() == path

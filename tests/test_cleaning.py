@@ -24,7 +24,7 @@ from upkeep_harness import DAY_S, DEAD, ELSEWHERE, KEYS, Asked, aged, files, han
 @pytest.fixture
 def batch(monkeypatch: pytest.MonkeyPatch) -> Asked:
     asked = Asked()
-    monkeypatch.setattr("dask_batch.upkeep.open_backend", asked.open)
+    monkeypatch.setattr("dask_batch.upkeep.upkeep.open_backend", asked.open)
     return asked
 
 

@@ -53,6 +53,25 @@ def test_a_module_tree_of_a_cluster_is_a_library(tmp_path, monkeypatch, director
     assert not is_user_module("clustered")
 
 
+def test_what_pip_has_put_into_a_folder_is_a_library_and_what_lies_beside_is_not(
+    tmp_path, monkeypatch
+):
+    for file in ("thing/__init__.py", "thing/part.py", "single.py", "mine.py", "thing/mine.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    info = tmp_path / "thing-1.2.dist-info"
+    info.mkdir()
+    lines = ["thing/__init__.py,sha256=x,0", "thing/part.py,,", '"single.py",,', "../bin/thing,,"]
+    (info / "RECORD").write_text("\n".join(lines))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.2.3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in ("thing", "thing.part", "single"):
+        assert not is_user_module(module)
+        assert library_label(module) == "1.2"
+    assert is_user_module("mine")
+    assert is_user_module("thing.mine")
+
+
 def test_a_namespace_package_is_judged_by_where_it_lies(tmp_path, monkeypatch):
     (tmp_path / "spread" / "part").mkdir(parents=True)
     (tmp_path / "spread" / "part" / "__init__.py").write_text("")

@@ -9,12 +9,12 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_batch import settings
 from dask_batch.backends import registry
 from dask_batch.backends.registry import Setup, choose_backend, open_backend
-from dask_batch.config import resolve
+from dask_batch.configuration import settings
+from dask_batch.configuration.config import resolve
+from dask_batch.configuration.options import KEYWORDS, Options
 from dask_batch.errors import BackendUnavailableError, ConfigurationError
-from dask_batch.options import KEYWORDS, Options
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +96,7 @@ def test_an_unknown_keyword_lists_the_known_ones():
         ("max_workers", -1),
         ("cache_directory", 3),
         ("cache_directory", "a\nb"),
+        ("cache_directory", ""),
         ("resource_dict", [1]),
         ("resource_rules", {"x*": 3}),
         ("shortest_poll_s", "soon"),
@@ -236,7 +237,9 @@ def python(code: str, **environ: str) -> str:
 
 
 def test_the_file_of_defaults_is_laid_beside_dasks_other_files(tmp_path):
-    code = "from dask_batch.config import resolve; print(resolve(backend='local').fuse)"
+    code = (
+        "from dask_batch.configuration import config as c; print(c.resolve(backend='local').fuse)"
+    )
     folder = tmp_path / "config"
     assert python(code, DASK_CONFIG=str(folder)) == "auto"
     text = (folder / "batch.yaml").read_text()
@@ -249,7 +252,7 @@ def test_the_file_of_defaults_is_laid_beside_dasks_other_files(tmp_path):
 
 def test_the_environment_sets_options(tmp_path):
     code = (
-        "from dask_batch.config import resolve\n"
+        "from dask_batch.configuration.config import resolve\n"
         "options = resolve(); print(options.backend, options.max_jobs)"
     )
     found = python(
@@ -260,7 +263,7 @@ def test_the_environment_sets_options(tmp_path):
 
 def test_reading_options_needs_neither_networkx_nor_jinja2(tmp_path):
     code = (
-        "import sys, dask_batch.config\n"
+        "import sys, dask_batch.configuration.config\n"
         "print(sorted({'networkx', 'jinja2', 'h5py', 'numpy', 'dask.array'} & set(sys.modules)))"
     )
     assert python(code, DASK_CONFIG=str(tmp_path)) == "[]"

@@ -16,9 +16,9 @@ from hypothesis.stateful import (
 )
 
 from dask_batch.backends.base import JobState, JobStatus
-from dask_batch.course import Course
-from dask_batch.follow import Evidence, Outcome, Verdict
-from dask_batch.retry import FREE_REPEATS, Ending, Repeat, RetryPolicy
+from dask_batch.verdicts.course import Course
+from dask_batch.verdicts.follow import Evidence, Outcome, Verdict
+from dask_batch.verdicts.retry import FREE_REPEATS, Ending, Repeat, RetryPolicy
 
 GRACE_S = 5.0
 ENDED = [state for state in JobState if state.ended]

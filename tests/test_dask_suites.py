@@ -64,7 +64,10 @@ SUITES = [
     Suite("dask.tests.test_hlgexpr"),
     Suite(
         "dask.bag.tests.test_bag",
-        ("aggregation", "delayed", "groupby_tasks_names", "join", "product", "textfiles"),
+        (
+            "aggregation", "delayed", "groupby_pure", "groupby_tasks_names", "join", "product",
+            "repeated_groupby", "textfiles",
+        ),
         {
             "test_to_delayed_optimize_graph": "counts calls of a function that it patches here",
         },

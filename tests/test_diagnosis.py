@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dask_batch.diagnosis import diagnose, hint
-from dask_batch.follow import Outcome
+from dask_batch.backends.base import NO_LOGS
 from dask_batch.job import exit_codes
+from dask_batch.verdicts.diagnosis import diagnose, hint
+from dask_batch.verdicts.follow import Outcome
 
 OVER_MEMORY = (
     "slurmstepd: error: Step 7.batch exceeded memory limit (310000 > 204800), being killed\n"
@@ -95,6 +96,9 @@ def test_a_job_that_cannot_begin_says_so(code: int) -> None:
             "bad interpreter(/no/bash): No such file or directory",
         ),
         ("", 126, "126"),
+        ("Unknown option: -P\nusage: /usr/bin/python3.6 [option] ...", 2, "older than Python 3.11"),
+        ("unknown option -P\nusage: python2 [option] ...", 2, "older than Python 3.11"),
+        ("/bin/cat: invalid option -- 'P'", 1, "is no Python"),
     ],
 )  # fmt: skip
 def test_what_keeps_a_job_from_beginning_is_named(tail: str, code: int, named: str) -> None:
@@ -110,6 +114,20 @@ def test_no_space_left_is_not_the_environments_fault() -> None:
     found = diagnose("", exit_codes.NO_SPACE, None, started=True)
     assert found is not None
     assert found[0] is Outcome.UNSTORABLE
+
+
+def test_what_could_not_be_written_is_told_in_the_jobs_own_words() -> None:
+    said = "dask-batch: how the job ended cannot be recorded: /c/ab.end: Too many open files\n"
+    found = diagnose(said, exit_codes.NO_SPACE, None, started=True)
+    assert found is not None
+    assert "Too many open files" in found[1]
+
+
+def test_a_job_without_log_files_could_not_begin() -> None:
+    found = diagnose("", None, None, reason=NO_LOGS)
+    assert found is not None
+    assert found[0] is Outcome.ENVIRONMENT
+    assert "log files" in found[1]
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,15 @@ def test_an_executor_is_a_dask_scheduler(exe: SingleNodeExecutor) -> None:
     assert dask.config.get("scheduler", None) is None
 
 
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_an_executor_is_a_pool_for_schedulers_of_dasks_own(
+    exe: SingleNodeExecutor, scheduler: str
+) -> None:
+    lazy = dask.delayed(add)(1, dask.delayed(add)(2, 3))
+    with dask.config.set(pool=exe):
+        assert lazy.compute(scheduler=scheduler) == 6
+
+
 def test_compute_returns_futures_at_once(exe: SingleNodeExecutor, tmp_path: Path) -> None:
     import dask.array as da
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -155,6 +156,63 @@ def test_a_future_of_another_cache_is_copied_over(exe: SingleNodeExecutor, tmp_p
         assert not child.done()
         open_gate(tmp_path)
         assert child.result(60) == "slow"
+
+
+def test_executors_of_one_cache_take_each_others_futures_before_they_are_handed_over(
+    exe: SingleNodeExecutor, cache: Path, tmp_path: Path
+) -> None:
+    with SingleNodeExecutor(cache_directory=cache) as other:
+        value = exe.submit(add, 0, 1)
+        for step in range(4):
+            value = other.submit(sum, [value, step])
+            value = exe.submit(add, value, 1)
+        assert value.result(60) == 11
+        lazy = dask.delayed(add)(exe.submit(add, 20, 1), 1)
+        assert lazy.compute(scheduler=other) == 22
+        slow = exe.submit(gated, tmp_path, "slow")
+        child = other.submit(noted, tmp_path, "child", [slow])
+        poll(lambda: child.job_id is not None, 60, "the job of the child")  # it need not have ended
+        assert not slow.done()
+        open_gate(tmp_path)
+        assert child.result(60) == ["slow"]
+        failed = exe.submit(fail, "of the one")
+        error = other.submit(add, failed, 1).exception(60)
+        assert isinstance(error, DependencyFailedError)
+        assert error.root == failed.key
+
+
+def test_a_callback_has_a_small_value_at_once_as_of_a_pool(
+    exe: SingleNodeExecutor, cache: Path, tmp_path: Path
+) -> None:
+    told: list[Any] = []
+    called = threading.Event()
+
+    def callback(future: Any) -> None:
+        try:
+            told.append(future.result(0))
+        finally:
+            called.set()
+
+    def without_entries(future: Any) -> None:
+        shutil.rmtree(cache / "results")
+
+    small = exe.submit(gated, tmp_path, "small")
+    small.add_done_callback(without_entries)
+    small.add_done_callback(callback)
+    open_gate(tmp_path)
+    assert called.wait(60)
+    assert told == ["small"]
+    assert small.result() == "small"
+
+
+def test_what_is_an_argument_is_what_it_was_however_long_its_neighbour_takes(
+    exe: SingleNodeExecutor, cache: Path, tmp_path: Path
+) -> None:
+    with SingleNodeExecutor(cache_directory=cache) as other:
+        mutable = [1]
+        child = other.submit(noted, tmp_path, "child", (exe.submit(add, 30, 1), mutable))
+        mutable.append(2)
+        assert child.result(60) == (31, [1])
 
 
 def test_a_failed_parent_fails_the_child_and_is_named(

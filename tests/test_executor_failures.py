@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 from bodies import fail, kill_myself
+from clients import poll
 from dask_batch import SingleNodeExecutor, SlurmClusterExecutor
 from dask_batch.errors import (
+    DependencyFailedError,
     DiedTaskError,
+    ExitedTaskError,
     OutOfMemoryTaskError,
     RemoteError,
     RemoteTraceback,
@@ -115,7 +120,7 @@ def test_base_exceptions_are_failures_like_others(exe: Any) -> None:
     # As they are these would be orders to this process; one of the user's own means nothing to it.
     own = errors.pop("own")
     assert type(own) is Custom
-    assert {type(error) for error in errors.values()} == {RemoteError}
+    assert {type(error) for error in errors.values()} == {ExitedTaskError}
     causes = {kind: error.__cause__ for kind, error in errors.items()}
     assert type(causes["exit"]) is SystemExit
     assert causes["exit"].code == 3
@@ -157,6 +162,58 @@ def test_a_result_that_cannot_be_stored_says_so(exe: Any) -> None:
     error = exe.submit(generator).exception(120)
     assert isinstance(error, UnstorableResultError)
     assert "generator" in str(error)
+
+
+class OneWay:
+    """Can be pickled, and not be unpickled."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("no way back")
+
+    def __init__(self) -> None:
+        self.content = 1
+
+
+def test_a_result_without_a_way_back_fails_its_own_task(exe: Any) -> None:
+    future = exe.submit(OneWay)
+    child = exe.submit(str, future)
+    error = future.exception(120)
+    assert isinstance(error, UnstorableResultError)
+    assert "no way back" in str(error)
+    fallen = child.exception(120)
+    assert isinstance(fallen, DependencyFailedError)
+    assert fallen.root == future.key
+    assert exe.get_cache_data() == []
+
+
+def test_an_input_that_fails_before_its_dependents_are_handed_over_takes_no_others_along(
+    exe: Any,
+) -> None:
+    engine = exe._session.engine
+    busy, go_on = threading.Event(), threading.Event()
+
+    def long_hand_over() -> None:
+        busy.set()
+        go_on.wait(120)
+
+    parent = exe.submit(fail, "first")
+    engine.flush()
+    engine._command(long_hand_over)
+    assert busy.wait(120)
+    child, other = exe.submit(len, parent), exe.submit(abs, -3)
+    grandchild = exe.submit(str, child)
+    apart, within = exe.compute(dask.delayed(abs)(-4), dask.delayed(len)(parent))
+    poll(lambda: list(exe._session.cache.path.glob("attempts/*/*.end")), 120, "the failure")
+    go_on.set()
+    assert other.result(120) == 3
+    assert apart.result(120) == 4
+    assert isinstance(within.exception(120), LookupError), "a graph raises the cause itself"
+    for fallen in (child, grandchild):
+        error = fallen.exception(120)
+        assert isinstance(error, DependencyFailedError)
+        assert error.root == parent.key
+        assert "fail" in error.message
+        assert "first" in error.message
 
 
 def hog(size_bytes: int) -> int:

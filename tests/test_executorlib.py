@@ -6,6 +6,7 @@ import concurrent.futures
 import logging
 import os
 import queue
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ from dask_batch.api import (
     cloudpickle_register,
 )
 from dask_batch.cache.store import Cache
+from dask_batch.configuration.resources import KNOWN
 from dask_batch.errors import ConfigurationError, ResourceError
-from dask_batch.resources import KNOWN
 
 ROOT = [
     "get_cache_data",
@@ -41,8 +42,10 @@ ROOT = [
     "terminate_tasks_in_cache",
     "BaseExecutor",
     "FluxClusterExecutor",
+    "FluxJobExecutor",
     "SingleNodeExecutor",
     "SlurmClusterExecutor",
+    "SlurmJobExecutor",
 ]
 KEYS = [
     "cores",
@@ -104,7 +107,7 @@ def test_the_helpers_are_in_a_module_of_their_own_as_well() -> None:
     assert {getattr(compat, name) for name in compat.__all__} == {
         getattr(dask_batch, name) for name in compat.__all__
     }
-    assert set(compat.__all__) < set(ROOT)
+    assert set(compat.__all__) == set(ROOT)
     with pytest.raises(AttributeError, match="SocketInterface"):
         _ = compat.SocketInterface
 
@@ -241,6 +244,8 @@ def test_map_waits_for_futures_among_its_iterables(exe: SingleNodeExecutor) -> N
     numbers = exe.submit(list, (1, 2))
     assert list(exe.map(add, numbers, [10, 20], timeout=60)) == [11, 22]
     assert list(exe.map(add, [1], exe.submit(list, (5,)), chunksize=3)) == [6]
+    with pytest.raises(ValueError, match="chunksize"):
+        exe.map(add, [1], [2], chunksize=0)
 
 
 def test_map_tells_what_an_iterable_failed_of_and_waits_no_longer_than_it_may(
@@ -293,7 +298,7 @@ def test_what_has_no_meaning_is_refused_by_name(cache: Path, options: dict[str, 
 def test_a_machine_without_flux_gives_no_job_an_instance_of_it(cache: Path) -> None:
     with (
         SingleNodeExecutor(cache_directory=cache, flux_executor_nesting=True) as exe,
-        pytest.raises(ResourceError, match="flux_executor_nesting.*no instances of Flux"),
+        pytest.raises(ResourceError, match=r"flux_executor_nesting.*no instances of Flux"),
     ):
         exe.submit(add, 1, 2)
 
@@ -441,6 +446,87 @@ def test_a_missing_directory_of_the_error_log_is_told(cache: Path, tmp_path: Pat
 def test_the_working_directory(cache: Path, tmp_path: Path) -> None:
     with SingleNodeExecutor(cache_directory=cache, resource_dict={"cwd": tmp_path}) as exe:
         assert exe.submit(Path.cwd).result(60) == tmp_path
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_working_directory_below_the_clients_is_made(
+    exe: SingleNodeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    folder = here / "strain" / "0_90"
+    asked = {"cwd": str(folder if absolute else folder.relative_to(here))}
+    assert exe.submit(Path.cwd, resource_dict=asked).result(60) == folder
+    shutil.rmtree(here / "strain")
+    fresh = {**asked, "cache": False}
+    assert exe.submit(Path.cwd, resource_dict=fresh).result(60) == folder
+    with dask.annotate(cwd=str(here / "of a graph")):
+        lazy = dask.delayed(os.getcwd)()
+    assert lazy.compute(scheduler=exe) == str(here / "of a graph")
+
+
+def test_a_working_directory_elsewhere_must_be_there(
+    exe: SingleNodeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "file").touch()
+    refused = {"../there": "make it first", "../hereafter": "make it first", "file/x": "be made"}
+    for missing, why in refused.items():
+        with pytest.raises(ResourceError, match=f"cwd.*{why}"):
+            exe.submit(Path.cwd, resource_dict={"cwd": missing})
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "cache"}
+
+
+def test_a_job_of_its_own_is_worker_0(exe: SingleNodeExecutor) -> None:
+    def worker(executorlib_worker_id: int) -> int:
+        return executorlib_worker_id
+
+    assert exe.submit(worker).result(60) == 0
+
+
+def test_a_function_that_exits_is_a_job_without_a_result(exe: SingleNodeExecutor) -> None:
+    with pytest.raises(ExecutorlibSocketError, match="exit raised SystemExit"):
+        exe.submit(sys.exit, 3).result(60)
+
+
+def test_resources_that_were_meant_for_the_function_are_not_swallowed(
+    exe: SingleNodeExecutor,
+) -> None:
+    def takes(x: int, resource_dict: dict[str, int]) -> dict[str, int]:
+        return resource_dict
+
+    with pytest.raises(ConfigurationError, match=r"resource_dict=.*takes needs an argument"):
+        exe.submit(takes, 1, resource_dict={})
+    given = exe.submit(takes, 1, {"a": 2}, resource_dict={"cores": 1})
+    assert given.result(60) == {"a": 2}
+
+
+def test_where_there_are_no_workers_they_may_look_anywhere_for_their_client(cache: Path) -> None:
+    with SingleNodeExecutor(cache_directory=cache, hostname_localhost=True) as exe:
+        assert exe.submit(add, 1, 2).result(60) == 3
+
+
+def test_an_executor_says_that_it_keeps_nothing() -> None:
+    with SingleNodeExecutor() as exe:
+        assert exe.info is not None
+        assert exe.info["cache_directory"] is None
+
+
+def test_an_executor_is_of_one_backend(cache: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"SingleNodeExecutor is 'local'.*ClusterExecutor"):
+        SingleNodeExecutor(cache_directory=cache, backend="slurm")
+    with SingleNodeExecutor(cache_directory=cache, backend="local") as exe:
+        assert exe.submit(add, 1, 2).result(60) == 3
+
+
+def test_log_files_of_flux_are_told_to_be_elsewhere(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SingleNodeExecutor(cache_directory=cache, flux_log_files=True) as exe:
+        assert exe.submit(add, 1, 2).result(60) == 3
+    assert "no flux_0.out" in caplog.text
 
 
 def test_the_same_call_again_does_not_hang(cache: Path, tmp_path: Path) -> None:

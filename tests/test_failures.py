@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import pickle
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dask_batch import failures
 from dask_batch.backends.logs import AGAIN
 from dask_batch.code import pickling
 from dask_batch.errors import (
@@ -20,8 +20,9 @@ from dask_batch.errors import (
     RemoteTraceback,
     TaskError,
 )
-from dask_batch.failures import dependency_failure, failure_of, tail_of
-from dask_batch.follow import Outcome, Verdict
+from dask_batch.verdicts.failures import dependency_failure, failure_of
+from dask_batch.verdicts.follow import Outcome, Verdict
+from dask_batch.verdicts.tail import tail_of
 
 ABOUT: dict[str, Any] = {
     "key": "a" * 64,
@@ -112,15 +113,18 @@ def test_an_exception_that_cannot_be_unpickled_has_a_stand_in(trap: Trap) -> Non
 def test_an_order_to_the_interpreter_of_a_job_is_none_to_this_one(order: BaseException) -> None:
     error = raised(order, message="Order: 0")
     assert isinstance(error, RemoteError)
+    assert isinstance(error, TaskError)  # a job that has ended without a result, as others have
     assert "raised Order: 0" in str(error)
     assert type(error.__cause__) is type(order)
     assert error.__cause__.args == order.args
     assert isinstance(error.__cause__.__cause__, RemoteTraceback)
-    assert any("job 7" in note for note in error.__notes__)
+    assert (error.job_id, error.type_name) == ("7", "mine.Odd")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.type_name) == (type(error), str(error), "mine.Odd")
 
 
 def test_one_that_never_comes_to_an_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "_UNPICKLING_S", 0.2)
+    monkeypatch.setattr("dask_batch.verdicts.raised._UNPICKLING_S", 0.2)
     error = raised(Trap(time.sleep, 5.0))
     assert isinstance(error, RemoteError)
     assert "has not come to an end" in str(error)
@@ -147,6 +151,40 @@ def test_one_without_words_still_takes_its_dependents_down() -> None:
     )
     assert isinstance(error, DependencyFailedError)
     assert "Unspeakable" in str(error)
+
+
+def test_a_long_message_of_an_input_is_told_in_a_line_that_can_be_read() -> None:
+    cause = ValueError("x" * 20_000)
+    error = dependency_failure(cause, key="", function="child", root="", root_function="")
+    assert len(error.message) < 1000
+    assert "()" not in error.message, "a task without a key is told without one"
+    assert error.__cause__ is cause
+
+
+@pytest.mark.parametrize(
+    ("outcome", "end", "said"),
+    [
+        (Outcome.DIED, {"signal": 9}, "memory_max"),
+        (Outcome.DIED, {"signal": 11}, "compiled library"),
+        (Outcome.DIED, {"signal": 12}, "Look into the log"),
+        (Outcome.UNSTORABLE, {"unwritten": True}, "space, quota, rights"),
+        (Outcome.UNSTORABLE, {"exit_code": 73}, "space, quota, rights"),
+        (Outcome.UNSTORABLE, {}, "plain data"),
+    ],
+)
+def test_what_to_try_goes_with_what_happened(
+    outcome: Outcome, end: dict[str, Any], said: str
+) -> None:
+    error = failure_of(Verdict(outcome, "what happened"), **ABOUT, end=end)
+    assert isinstance(error, TaskError)
+    assert said in error.advice
+
+
+def test_a_job_that_only_its_own_record_tells_of_has_ended() -> None:
+    about = {**ABOUT, "state": ""}
+    error = failure_of(Verdict(Outcome.DIED, "so"), **about, end={"outcome": "died"})
+    assert isinstance(error, TaskError)
+    assert error.state == "ended"
 
 
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.DONE])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -420,3 +421,13 @@ def test_the_command_line_prevails_over_the_environment_and_that_over_the_script
 def test_what_the_fake_does_not_know_is_refused(option):
     with pytest.raises(Refusal, match="this fake of Slurm has no"):
         options_of([option], "#!/bin/sh\n", {})
+
+
+def test_a_job_that_was_forgotten_after_its_state_was_saved_stays_forgotten(fake):
+    forgotten = submit("true", "--hold")
+    fake.down()  # saves
+    (folder,) = (fake.directory / "jobs").iterdir()
+    shutil.rmtree(folder)
+    fake.up()
+    assert forgotten not in fake.states()
+    ended(fake, submit("true"))

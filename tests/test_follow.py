@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_batch.backends.base import JobState, JobStatus
-from dask_batch.follow import Evidence, Outcome, judge, poll_interval_s
+from dask_batch.verdicts.follow import Evidence, Outcome, judge, poll_interval_s
 
 ENDED = [state for state in JobState if state.ended]
 OPEN = [state for state in JobState if not state.ended]
@@ -100,6 +100,8 @@ def test_a_record_that_another_client_left_carries_its_evidence() -> None:
     [
         ({"signal": 9}, "signal 9 (SIGKILL"),
         ({"signal": 11}, "signal 11 (SIGSEGV"),
+        ({"signal": 14}, "signal 14 (SIGALRM)"),
+        ({"signal": 60}, "signal 60"),
         ({"exit_code": 127}, "not found"),
         ({"exit_code": 3}, "exit code 3"),
         ({}, "no record of why"),

@@ -10,11 +10,11 @@ import pytest
 
 from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.cache.store import Cache
-from dask_batch.entries import Entry, Pace
-from dask_batch.options import Options
-from dask_batch.polling import Polling, Rhythm
+from dask_batch.configuration.options import Options
+from dask_batch.evidence.standing import Standing
+from dask_batch.following.entries import Entry, Pace
+from dask_batch.following.polling import Polling, Rhythm
 from dask_batch.session import Session
-from dask_batch.standing import Standing
 from scripted import Clock, Scripted, handed_over
 
 HOUR_S = 3600.0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dask_batch import ghosts, vanished
 from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.owner import Owner
-from dask_batch.retry import RetryPolicy
+from dask_batch.following import ghosts, vanished
+from dask_batch.verdicts.retry import RetryPolicy
 from watching import OUTAGE, Client, Queue, key_of, prepared
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import bodies
 from clients import poll
-from dask_batch import SlurmClusterExecutor, ghosts
+from dask_batch import SlurmClusterExecutor
+from dask_batch.following import ghosts
 from dask_batch.testing import FakeSlurm
 
 PACE = {

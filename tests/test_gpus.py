@@ -12,7 +12,7 @@ import pytest
 
 from dask_batch.backends import gpus
 from dask_batch.backends.gpus import NO_DEVICES, Devices, declared, visible
-from dask_batch.config import resolve
+from dask_batch.configuration.config import resolve
 from dask_batch.errors import ConfigurationError
 from dask_batch.job.devices import restricted, unrestricted
 

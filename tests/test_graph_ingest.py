@@ -59,6 +59,16 @@ COLLECTIONS = {
     "bag": lambda: bag().map(lambda x: x + 1).filter(lambda x: x % 2),
     "fold": lambda: bag().fold(operator.add),
     "bag of one partition": lambda: db.from_sequence([1], npartitions=1).map(lambda x: x + 1),
+    "groupby of a bag through a disk": lambda: (
+        bag().groupby(lambda x: x % 3, npartitions=2, shuffle="disk").map(sorted_group)
+    ),
+    "two groupbys through disks": lambda: (
+        bag()
+        .groupby(lambda x: x % 3, shuffle="disk")
+        .map(lambda group: len(group[1]))
+        .groupby(lambda size: size > 3, shuffle="disk")
+        .map(sorted_group)
+    ),
     "groupby of a bag": lambda: bag().groupby(lambda x: x % 3, shuffle="tasks").map(sorted_group),
     "delayed": lambda: delayed(total)(delayed(total)(1, 2), 3),
     "containers": lambda: delayed(lambda a, b, c: (a, sorted(b), c.x))(
@@ -149,14 +159,25 @@ def test_a_shuffle_on_disk_keeps_the_index_whatever_it_is_told() -> None:
     pd.testing.assert_frame_equal(ours.sort_index(), theirs.sort_index())
 
 
+def read(part: int, columns: list[str] | None = None) -> pd.DataFrame:
+    return pd.DataFrame({"a": [part], "b": [1]})[columns or ["a", "b"]]
+
+
+def test_a_graph_may_be_computed_while_another_one_is_made() -> None:
+    with dask.config.set(scheduler=get):
+        made = dd.from_map(read, range(2), enforce_metadata=True)[["a"]]
+        assert made.compute().a.tolist() == [0, 1]
+
+
 def test_persist_asks_for_chunks() -> None:
     (kept,) = dask.persist(array() + 1, scheduler=get)
     assert (kept.compute(scheduler="sync") == array().compute(scheduler="sync") + 1).all()
 
 
-def test_a_bag_that_shuffles_on_disk_is_refused() -> None:
-    with pytest.raises(GraphError, match="shuffle='tasks'"):
-        ingested(bag().groupby(lambda x: x % 3, shuffle="disk"))
+def test_a_bag_that_is_grouped_through_a_disk_has_a_job_for_each_partition() -> None:
+    grouped = bag().groupby(lambda x: x % 3, npartitions=2, shuffle="disk")
+    for graph in (ingested(grouped), ingested(dask.optimize(grouped)[0])):
+        assert len(graph.tasks) == bag().npartitions + 2
 
 
 def lines(text: str) -> Iterator[str]:

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from dask_batch import defining
 from dask_batch.backends.base import Job, JobState, JobStatus
 from dask_batch.cache import attempts
-from dask_batch.cache.claims import Claims, Owner
+from dask_batch.cache.claims import Claims, Owner, Run
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
 from dask_batch.errors import BackendError, CacheError, MissingEntryError, SubmissionError
-from dask_batch.handover import HandOver
-from dask_batch.preparation import PreparedJob
-from dask_batch.standing import Standings
-from dask_batch.surroundings import Surroundings
+from dask_batch.evidence.standing import Standings
+from dask_batch.preparing.preparation import PreparedJob
+from dask_batch.preparing.surroundings import Surroundings
+from dask_batch.submitting import defining
+from dask_batch.submitting.handover import HandOver
 
 
 class Recorder:
@@ -169,6 +169,19 @@ def test_a_job_that_somebody_holds_stays_held(cache: Cache, backend: Recorder) -
     backend.states["1"] = JobState.HELD
     assert hand_over(cache, backend)(CHAIN, {}).submitted == []
     assert backend.states["1"] is JobState.HELD
+
+
+def test_what_this_process_has_dropped_it_takes_back(
+    cache: Cache, backend: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask_batch.evidence.settling._DROPPED_S", 0.1)
+    # Neither its release nor its end could be written down, or that is damaged.
+    run = Run("dropped", Owner.current(), backend.name, 1.0, (("end-dropped-0", key_of("end")),))
+    claims = Claims(cache)
+    claims.begin(run)
+    claims.claim(key_of("end"), run)
+    assert len(hand_over(cache, backend)(CHAIN, {}).submitted) == 3
+    assert claims.unsettled() == []
 
 
 def fails(cache: Cache, backend: Recorder, error: type[Exception]) -> None:

@@ -165,6 +165,26 @@ def test_hdf5_is_opened_where_it_is_used(tmp_path: Path) -> None:
     assert group["v"][0, 1] == whole["group/v"][0, 1] == 1.0
 
 
+READ = "import pickle, sys; print(pickle.load(sys.stdin.buffer)[0])"
+
+
+def test_what_was_written_to_an_open_hdf5_file_is_seen_elsewhere(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["v"] = [5, 2]
+        sent = pickle.dumps(portable(file["v"]))
+        ran = subprocess.run([sys.executable, "-c", READ], input=sent, capture_output=True)
+    assert (ran.returncode, ran.stdout) == (0, b"5\n"), ran.stderr
+
+
+def test_hdf5_in_memory_is_refused(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w", driver="core", backing_store=False) as file:
+        file["v"] = [1, 2]
+        with pytest.raises(TypeError, match="not on disk"):
+            portable(file["v"])
+
+
 def test_importing_needs_nothing_of_the_client() -> None:
     code = "import sys; import dask_batch.inputs; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ from dask_batch.code import pickling
 from dask_batch.job import portable as portable_module
 from dask_batch.job.endings import described
 from dask_batch.job.portable import portable
-from dask_batch.retry import Ending, RetryPolicy, decide
+from dask_batch.verdicts.retry import Ending, RetryPolicy, decide
 
 
 class Trap(Exception):

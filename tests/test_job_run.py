@@ -465,6 +465,26 @@ def test_a_job_that_cannot_record_its_end_says_so_by_its_exit_code(
     assert job.end is not None
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_job_whose_cache_was_removed_brings_nothing_of_it_back(
+    tmp_path: Path, anew: bool
+) -> None:
+    def removes(cache: str, anew: bool) -> None:
+        import os
+        import shutil
+
+        shutil.rmtree(cache)
+        if anew:  # as whoever computes again, in the same place, does
+            os.mkdir(cache, 0o700)
+        raise LookupError("and fails")
+
+    cache = tmp_path / "cache"
+    ran = define(tmp_path, removes, str(cache), anew).run()
+    assert ran.code == exit_codes.FAILED
+    assert "its cache has been removed" in ran.err
+    assert not cache.exists() or not list(cache.iterdir())
+
+
 # ---- where it looks for modules ----------------------------------------------------------------
 
 

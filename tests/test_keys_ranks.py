@@ -13,9 +13,9 @@ from dask import delayed
 from dask_batch.backends.command import client_environment
 from dask_batch.backends.local import LocalBackend
 from dask_batch.cache.store import Cache
-from dask_batch.config import resolve
-from dask_batch.preparation import PreparedJob, Preparer
-from dask_batch.surroundings import Surroundings
+from dask_batch.configuration.config import resolve
+from dask_batch.preparing.preparation import PreparedJob, Preparer
+from dask_batch.preparing.surroundings import Surroundings
 from graph_running import ingested
 
 RANKS = (1, 2, 4)

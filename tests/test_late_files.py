@@ -17,7 +17,8 @@ from dask_batch.backends.base import JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.opening import look_again
 from dask_batch.cache.store import Cache
-from dask_batch.config import resolve
+from dask_batch.configuration.config import resolve
+from dask_batch.configuration.options import Options
 from dask_batch.errors import (
     ConfigurationError,
     DependencyFailedError,
@@ -26,7 +27,6 @@ from dask_batch.errors import (
 )
 from dask_batch.inputs import InputFile, input_file
 from dask_batch.job.checks import file_changes
-from dask_batch.options import Options
 from dask_batch.session import Session
 from scripted import Clock, Scripted, awaited, handed_over
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dask_batch import letting_go
 from dask_batch.backends.base import JobState
-from dask_batch.retry import RetryPolicy
+from dask_batch.following import letting_go
+from dask_batch.verdicts.retry import RetryPolicy
 from watching import OUTAGE, Client, Queue, key_of, prepared
 
 

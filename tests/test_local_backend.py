@@ -354,6 +354,7 @@ def test_something_was_installed_meanwhile(given: Bench) -> None:
         ({"threads_per_core": 100_000}, "threads_per_core"),
         ({"cores": 100_000}, "cores"),
         ({"memory_max": 10**6}, "memory_max"),
+        ({"run_time_max": 10**15}, "run_time_max"),
         ({"gpus_per_core": 100}, "gpus_per_core"),
         ({"partition": "debug"}, "partition"),
         ({"num_nodes": 2}, "num_nodes"),
@@ -374,7 +375,7 @@ def test_check_names_what_this_machine_cannot_give(
 def test_script_shows_what_would_run(given: Bench) -> None:
     job = given.job("x y'z", job_script_prologue=("module load x",), threads_per_core=3)
     text = given.backend.script(job, ["local-1"])
-    assert text.startswith("#!/usr/bin/env bash\n# starts when these have completed: local-1\n")
+    assert text.startswith("#!/usr/bin/env bash\n# starts when local-1 has completed\n")
     assert "OMP_NUM_THREADS=3" in text
     assert "\nmodule load x\nexec " in text
     assert text.endswith(f""" {job.index}\n""")

@@ -128,7 +128,7 @@ def test_a_client_that_sees_one_device_has_its_jobs_on_that(given: Bench) -> Non
     ("variables", "resources", "message"),
     [
         ({CUDA: "0,1"}, {"gpus_per_core": 3}, r"3 GPUs .* there are 2 \(CUDA_VISIBLE_DEVICES=0,1"),
-        ({CUDA: ""}, {"gpus_per_core": 1}, r"no GPUs .* \(CUDA_VISIBLE_DEVICES is empty\)"),
+        ({CUDA: ""}, {"gpus_per_core": 1}, r"no GPUs .* \(CUDA_VISIBLE_DEVICES names none\)"),
     ],
 )
 def test_more_than_there_are_is_refused_with_the_remedy(

@@ -9,7 +9,7 @@ import pytest
 
 from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.cache import attempts
-from dask_batch.retry import RetryPolicy
+from dask_batch.verdicts.retry import RetryPolicy
 from watching import Client, Queue, key_of, prepared
 
 

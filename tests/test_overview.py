@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dask_batch import get_cache_data_queue, overview, terminate_tasks_in_cache
+from dask_batch import get_cache_data_queue, terminate_tasks_in_cache
 from dask_batch.backends.base import JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Owner, Run
 from dask_batch.errors import DamagedEntryError
-from dask_batch.overview import Overview, RunStatus
-from dask_batch.retry import RetryPolicy
+from dask_batch.upkeep import overview
+from dask_batch.upkeep.overview import Overview, RunStatus
+from dask_batch.verdicts.retry import RetryPolicy
 from watching import Client, Queue, key_of, prepared
 
 TWICE = RetryPolicy(2)
@@ -120,6 +121,18 @@ def test_a_run_that_nobody_can_mend_does_not_hide_the_others(
     assert counts(look.status(found)) == (0, 0, 0, 1, 1)
     assert look.cancel(found, None) == 2
     assert queue.cancels == [sorted([queue.id_of("fine"), queue.id_of("passed")])]
+
+
+def test_an_id_that_is_another_jobs_by_now_is_let_alone(client: Client, queue: Queue) -> None:
+    client.run(prepared("mine"), prepared("lost"))
+    for name in ("mine", "lost"):
+        queue.say(name, JobState.RUNNING)
+    mine, lost = queue.id_of("mine"), queue.id_of("lost")
+    queue.states[lost] = dataclasses.replace(queue.states[lost], name="of-somebody-else")
+    assert counts(seen(client)) == (0, 0, 1, 0, 1)
+    look = Overview(client.cache)
+    assert look.cancel(look.runs()[0], None) == 2
+    assert queue.cancels == [[mine]]
 
 
 def test_the_jobs_of_every_flux_instance_are_those_of_flux(client: Client, queue: Queue) -> None:

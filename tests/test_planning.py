@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from dask_batch.planning import _parents_first
+from dask_batch.submitting.planning import _parents_first
 
 
 def job(key: str, *inputs: str) -> Any:

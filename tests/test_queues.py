@@ -8,12 +8,13 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_batch import SingleNodeExecutor, queue_files
+from dask_batch import SingleNodeExecutor
 from dask_batch.backends.command import Completed
-from dask_batch.config import resolve
+from dask_batch.configuration import queue_files
+from dask_batch.configuration.config import resolve
+from dask_batch.configuration.queue_files import read_queues
+from dask_batch.configuration.resources import for_dask_task, for_executor_call
 from dask_batch.errors import CommandError, ConfigurationError, ResourceError, TemplateError
-from dask_batch.queue_files import read_queues
-from dask_batch.resources import for_dask_task, for_executor_call
 
 SGE = """\
 queue_type: SGE
@@ -71,7 +72,8 @@ def test_a_template_of_the_task_is_before_that_of_the_queue(folder: Path):
 @pytest.mark.parametrize(
     ("asked", "limit"),
     [
-        ({"queue": "impi_hydra"}, "cores_min: 20"),
+        ({"queue": "impi_hydra"}, "('threads_per_core': 20 for one process)"),
+        ({"queue": "impi_hydra", "cores": 19}, "cores_min: 20"),
         ({"cores": 41}, "cores_max: 40"),
         ({"cores": 21, "threads_per_core": 2}, "cores_max: 40"),
         ({"run_time_max": 604801}, "run_time_max: 604800"),

@@ -14,14 +14,14 @@ from dask_batch.cache.claims import Claims
 from dask_batch.cache.definitions import DefinitionDraft, write_definitions
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
-from dask_batch.defining import run_of
+from dask_batch.configuration.options import Options
 from dask_batch.errors import MissingEntryError
-from dask_batch.handover import HandOver
-from dask_batch.options import Options
-from dask_batch.preparation import PreparedJob, Preparer
-from dask_batch.reread import job_of, reread_jobs
-from dask_batch.standing import Standings
-from dask_batch.surroundings import Surroundings
+from dask_batch.evidence.standing import Standings
+from dask_batch.preparing.preparation import PreparedJob, Preparer
+from dask_batch.preparing.surroundings import Surroundings
+from dask_batch.submitting.defining import run_of
+from dask_batch.submitting.handover import HandOver
+from dask_batch.submitting.reread import job_of, reread_jobs
 from graph_running import ingested
 from test_handover import Recorder
 

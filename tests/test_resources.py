@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_batch import resources
-from dask_batch.errors import ResourceError
-from dask_batch.resources import (
+from dask_batch.configuration import resources
+from dask_batch.configuration.resources import (
     KNOWN,
     can_chain,
     chain_resources,
@@ -21,6 +20,7 @@ from dask_batch.resources import (
     merge_resources,
     task_options,
 )
+from dask_batch.errors import ResourceError
 
 
 def test_unknown_key_lists_the_known_ones_and_the_nearest():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_batch.follow import Outcome
-from dask_batch.retry import (
+from dask_batch.verdicts.follow import Outcome
+from dask_batch.verdicts.retry import (
     FREE_REPEATS,
     Ending,
     RetryPolicy,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dask_batch.backends.slurm.options import refuse_directives, refuse_reserved
+from dask_batch.configuration.resources import for_dask_task
 from dask_batch.errors import ResourceError, TemplateError
-from dask_batch.resources import for_dask_task
 
 WRITTEN = {
     "--array=0-9": "--array",

@@ -92,6 +92,15 @@ def test_names_keys_arguments_and_annotations(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_function_may_be_called_what_no_line_of_a_script_could_hold(
+    kind: type, folder: Path
+) -> None:
+    with kind(cache_directory=folder / "cache") as exe:
+        future = exe.submit(named("two\nlines\x00\x1b[31m"), 1)
+        assert future.result(PATIENCE_S)[0] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_tuple_keys_and_blocks(kind: type, folder: Path) -> None:
     graph = {(value, i, "`touch CANARY`"): (told, value, i) for i, value in enumerate(HOSTILE)}
     options = {"backend": "local" if kind is SingleNodeExecutor else "slurm"}

@@ -41,8 +41,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
         if request.node.get_closest_marker(name):
             request.getfixturevalue(name)
     monkeypatch.chdir(tmp_path)
-    # Virtual nodes of one machine take each other's shared memory for theirs.
-    monkeypatch.setenv("OMPI_MCA_btl", "self,tcp")
     return tmp_path
 
 

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from dask_batch.backends.base import JobState
-from dask_batch.diagnosis import diagnose
 from dask_batch.errors import SubmissionError
-from dask_batch.follow import Outcome
+from dask_batch.verdicts.diagnosis import diagnose
+from dask_batch.verdicts.follow import Outcome
 from slurm_systems import UID, each_version, forget, only_fake, sacct, wait_until
 
 pytest_plugins = ["slurm_systems"]

@@ -11,11 +11,11 @@ import pytest
 
 import bodies
 from clients import Clients, poll
-from dask_batch import SlurmClusterExecutor, cluster_get, ghosts
+from dask_batch import SlurmClusterExecutor, cluster_get
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.command import client_environment
 from dask_batch.backends.slurm.backend import SlurmBackend
-from dask_batch.entries import Pace
+from dask_batch.configuration.resources import for_dask_task
 from dask_batch.errors import (
     DependencyFailedError,
     DiedTaskError,
@@ -24,7 +24,8 @@ from dask_batch.errors import (
     SubmissionError,
     TimeoutTaskError,
 )
-from dask_batch.resources import for_dask_task
+from dask_batch.following import ghosts
+from dask_batch.following.entries import Pace
 from dask_batch.testing import FakeSlurm
 
 PACE = {

@@ -14,8 +14,8 @@ from dask_batch.backends.slurm.limits import refuse_what_cannot_be
 from dask_batch.backends.slurm.options import log_pattern, refuse_directives, refuse_reserved
 from dask_batch.backends.slurm.parse import NodeKind
 from dask_batch.backends.slurm.script import job_command, sbatch_arguments, script_text
+from dask_batch.configuration.resources import for_dask_task
 from dask_batch.errors import ResourceError, TemplateError
-from dask_batch.resources import for_dask_task
 from slurm_cluster import OWN_TEMPLATE as OWN
 
 

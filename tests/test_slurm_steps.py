@@ -108,16 +108,32 @@ def test_dependent_calls_and_a_graph(allocation: Allocation, tmp_path: Path) -> 
 def test_steps_of_several_ranks_run_side_by_side(tmp_path: Path) -> None:
     there = Allocation(tmp_path, "--ntasks=4", "--nodes=1", "--mem=2400M")
     try:
-        one, other = there.run("ranks", tmp_path).result()
+        told = there.run("ranks", tmp_path).result()
         # Without PMIx Open MPI starts them itself, by daemons that are all called alike.
         has_pmix = "pmix" in subprocess.getoutput("srun --mpi=list")
         names = ["ranked-"] * 2 if has_pmix else ["orted"]
         until(lambda: [name[:7] for name in there.steps()] == names, "their steps' names")
     finally:
         there.end()
-    for ranks in (one, other):
-        assert [rank[2:] for rank in ranks] == [[0, 2], [1, 2]]
-    assert max(one[0][0], other[0][0]) < min(one[0][1], other[0][1])
+    assert told == [[[0, 2], [1, 2]]] * 2
+
+
+@pytest.mark.slurm
+@pytest.mark.mpi
+@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="there is no mpi4py")
+def test_one_process_may_use_mpi_by_itself(allocation: Allocation, tmp_path: Path) -> None:
+    value, error = allocation.run("alone", tmp_path).result()
+    assert value == [0, 1]
+    assert "pmi_mode='pmix' as a rule lets it" in error
+
+
+@pytest.mark.slurm
+def test_of_a_heterogeneous_job_the_first_component_is_used(tmp_path: Path) -> None:
+    there = Allocation(tmp_path, "--ntasks=2", ":", "--ntasks=1")
+    try:
+        assert most_at_once(there.run("many", tmp_path).result()) == 2
+    finally:
+        there.end()
 
 
 @pytest.mark.slurm
@@ -129,7 +145,7 @@ def test_the_librarys_own_program_may_start_ranks_in_an_allocation(tmp_path: Pat
         ranks = there.run("by_mpiexec", tmp_path).result()
     finally:
         there.end()
-    assert [rank[2:] for rank in ranks] == [[0, 2], [1, 2]]
+    assert ranks == [[0, 2], [1, 2]]
 
 
 @pytest.mark.slurm

@@ -21,6 +21,7 @@ from dask_batch.backends.slurm.commands import Commands
 from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.rerun import ANSWER_PATIENCE_S, Rerun
 from dask_batch.backends.slurm.submission import Submitter, submission_environment
+from dask_batch.configuration.resources import for_dask_task
 from dask_batch.errors import (
     BackendUnavailableError,
     CommandError,
@@ -28,7 +29,6 @@ from dask_batch.errors import (
     QueueFullError,
     SubmissionError,
 )
-from dask_batch.resources import for_dask_task
 
 
 @pytest.fixture

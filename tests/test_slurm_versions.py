@@ -9,9 +9,9 @@ import pytest
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.slurm import parse, refusals
-from dask_batch.diagnosis import diagnose
 from dask_batch.errors import CommandError
-from dask_batch.follow import Outcome
+from dask_batch.verdicts.diagnosis import diagnose
+from dask_batch.verdicts.follow import Outcome
 
 SQUEUE = """\
 60|COMPLETED|0:0|0|a|None

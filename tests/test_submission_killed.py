@@ -12,7 +12,7 @@ from test_lifecycle import EXPECTED, ONCE
 
 KILLED = """
 import signal
-from dask_batch import defining
+from dask_batch.submitting import defining
 from dask_batch.backends.local.backend import LocalBackend
 from dask_batch.backends.slurm.backend import SlurmBackend
 from dask_batch.cache.claims import Claims

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dask_batch.surroundings import Surroundings
+from dask_batch.configuration.config import resolve
+from dask_batch.errors import ConfigurationError
+from dask_batch.preparing.surroundings import Surroundings
 
 
 @pytest.mark.parametrize("said", [{}, {"PYTHONHASHSEED": "random"}])
@@ -20,6 +23,19 @@ def test_strings_hash_alike_in_all_jobs(said: dict[str, str]) -> None:
         for _ in range(2)
     ]
     assert runs[0].stdout == runs[1].stdout
+
+
+def test_a_working_directory_that_has_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigurationError, match=r"working directory.*os\.chdir"):
+        Surroundings.current({})
+    with pytest.raises(ConfigurationError, match=r"'cache' is relative.*os\.chdir"):
+        resolve(backend="local", cache_directory="cache")
 
 
 def test_results_of_clients_with_other_seeds_meet() -> None:

@@ -7,8 +7,8 @@ from dask_batch.backends.templating import (
     template_values,
     template_variables,
 )
+from dask_batch.configuration.resources import for_dask_task
 from dask_batch.errors import TemplateError
-from dask_batch.resources import for_dask_task
 
 
 def values(dependency=(), extra=(), **resources):
@@ -124,6 +124,6 @@ def test_templates_run_in_a_sandbox():
         render("{{ command.__class__.__mro__[1].__subclasses__() }}", values())
 
 
-def test_a_template_that_fails_says_how():
-    with pytest.raises(TemplateError, match="ZeroDivisionError"):
-        render("{{ cores / 0 }}", values())
+def test_a_template_that_fails_says_how_and_where():
+    with pytest.raises(TemplateError, match=r"line 3 \({{ cores / 0 }}\): ZeroDivisionError"):
+        render("#!/bin/sh\n\n  {{ cores / 0 }}\n", values())

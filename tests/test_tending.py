@@ -23,7 +23,7 @@ from dask_batch.errors import (
     TimeoutTaskError,
 )
 from dask_batch.future import BatchFuture
-from dask_batch.retry import RetryPolicy
+from dask_batch.verdicts.retry import RetryPolicy
 from watching import AT_ONCE, OUTAGE, Client, Queue, key_of, prepared
 
 TWICE = RetryPolicy(2)
@@ -531,7 +531,7 @@ def test_one_try_is_enough_to_see_that_nobody_answers(
 def test_running_jobs_again_does_not_take_all_the_time(
     client: Client, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dask_batch import attending
+    from dask_batch.following import attending
 
     names = [f"t{n}" for n in range(5)]
     futures = client.run(*(prepared(name, retry=TWICE) for name in names), prepared("other"))
@@ -579,7 +579,7 @@ def test_what_a_full_queue_left_is_nobodys_and_is_not_asked_about(
 def test_an_outage_during_a_survey_is_waited_out(
     tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dask_batch import settling
+    from dask_batch.evidence import settling
 
     Client(tmp_path, queue).run(prepared("one"))
     monkeypatch.setattr(settling, "_PATIENCE_S", (0.01,) * 5)

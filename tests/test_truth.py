@@ -293,14 +293,15 @@ CLIENTS_OWN = (
     "dask.array",
     "dask.dataframe",
     "pandas",
-    "dask_batch.engine",
+    "dask_batch.engine.engine",
     "dask_batch.session",
+    "dask_batch.executor",
     "dask_batch.executors",
     "dask_batch.get",
     "dask_batch.graph",
-    "dask_batch.resources",
-    "dask_batch.config",
-    "dask_batch.watch",
+    "dask_batch.configuration.resources",
+    "dask_batch.configuration.config",
+    "dask_batch.following.watch",
 )
 
 

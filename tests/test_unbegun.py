@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dask_batch import unbegun
 from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.errors import CommandError, DiedTaskError
-from dask_batch.retry import RetryPolicy
+from dask_batch.following import unbegun
+from dask_batch.verdicts.retry import RetryPolicy
 from watching import Client, Queue, key_of, prepared
 
 

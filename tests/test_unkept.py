@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 import pytest
 
 from bodies import add, fail, gated, noted, open_gate, traces
+from clients import poll
 from dask_batch import SingleNodeExecutor, cluster_get
 from dask_batch.api import TestClusterExecutor
 from dask_batch.backends.local.backend import LocalBackend
@@ -28,6 +30,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     return folder
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def left(tmp_path: Path) -> list[str]:
@@ -164,3 +170,62 @@ def test_after_a_shutdown_without_waiting_the_folder_stays_for_the_jobs(tmp_path
     assert future.result(60) == "body"
     exe._session.engine.join()
     assert left(tmp_path) == []
+
+
+LATE = """
+import atexit
+
+@atexit.register
+def late():
+    try:
+        executor.submit(abs, -1)
+    except RuntimeError as error:
+        print(error)
+
+from dask_batch import SingleNodeExecutor
+
+executor = SingleNodeExecutor()
+assert executor.submit(abs, -2).result() == 2
+"""
+
+
+def test_what_comes_after_the_last_hand_over_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout == "cannot schedule new futures after interpreter shutdown\n"
+
+
+KILLED = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+from dask_batch import SingleNodeExecutor
+
+
+def lasting(traces):
+    child = subprocess.Popen(["sleep", "600"])
+    (traces / "pids").write_text(f"{os.getpid()} {child.pid}\\n")
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    SingleNodeExecutor().submit(lasting, Path(sys.argv[1]))
+    time.sleep(600)
+"""
+
+
+def test_what_nobody_can_fetch_ends_with_the_client(tmp_path: Path, here: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    client = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        cwd=here,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )
+    noted_pids = tmp_path / "pids"
+    poll(lambda: noted_pids.exists() and noted_pids.read_text().endswith("\n"), 60, "the task")
+    client.kill()
+    client.wait()
+    for pid in map(int, noted_pids.read_text().split()):
+        poll(lambda pid=pid: gone(pid), 60, "the end of the task and its child")  # type: ignore[misc]

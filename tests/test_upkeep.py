@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dask_batch import SingleNodeExecutor, clean, verify
+from dask_batch import SingleNodeExecutor, clean, explain, verify
 from dask_batch.backends.base import JobState
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Owner, Run
@@ -24,7 +24,7 @@ from upkeep_harness import DAY_S, KEYS, Asked, aged, hand_over
 @pytest.fixture
 def batch(monkeypatch: pytest.MonkeyPatch) -> Asked:
     asked = Asked()
-    monkeypatch.setattr("dask_batch.upkeep.open_backend", asked.open)
+    monkeypatch.setattr("dask_batch.upkeep.upkeep.open_backend", asked.open)
     return asked
 
 
@@ -81,6 +81,7 @@ def test_what_is_unsafe_or_stray_is_told_and_left(cache: Cache) -> None:
     cache.path_of(KEYS[3]).symlink_to(cache.path_of(KEYS[2]))
     (cache.path / "notes.txt").write_text("mine")
     (cache.path / "results" / "ab.h5").write_text("")
+    cache.path_of(KEYS[4]).mkdir(parents=True)
     private_path(cache.path / "results").touch()
     report = verify(cache.path)
     assert {finding.path for finding in report.unsafe} == {
@@ -88,10 +89,25 @@ def test_what_is_unsafe_or_stray_is_told_and_left(cache: Cache) -> None:
         cache.path_of(KEYS[1]).parent,
         cache.path_of(KEYS[3]),
     }
-    assert {finding.path.name for finding in report.stray} == {"notes.txt", "ab.h5"}
+    assert {finding.path.name for finding in report.stray} == {
+        "notes.txt",
+        "ab.h5",
+        cache.path_of(KEYS[4]).name,
+    }
     assert report.temporary == 1
     assert not report.ok
     assert (cache.path / "notes.txt").exists()
+
+
+def test_explain_passes_over_what_cannot_be_read(cache: Cache) -> None:
+    parts = {"function f": "1", "argument 0": "1"}
+    for started, key in enumerate(KEYS[:4]):
+        changed = {**parts, "argument 0": str(started)}
+        noted = {"function": "f", "started": float(started), "parts": changed}
+        cache.publish(key, started, noted)
+    cache.path_of(KEYS[2]).chmod(0o666)
+    os.truncate(cache.path_of(KEYS[1]), 100)
+    assert explain(cache.path, KEYS[3]) == {"argument 0": "changed"}
 
 
 def test_only_a_cache_is_looked_at(tmp_path: Path) -> None:

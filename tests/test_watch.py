@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from dask_batch.backends.base import JobState
-from dask_batch.breaker import THRESHOLD
 from dask_batch.cache import attempts
-from dask_batch.entries import Pace
 from dask_batch.errors import (
     BackendError,
     CacheError,
@@ -25,6 +23,8 @@ from dask_batch.errors import (
     TaskError,
     TimeoutTaskError,
 )
+from dask_batch.following.entries import Pace
+from dask_batch.verdicts.breaker import THRESHOLD
 from watching import AT_ONCE, OUTAGE, Client, Queue, key_of, prepared
 
 
@@ -145,7 +145,7 @@ def test_an_outage_changes_nothing(client: Client, queue: Queue, error: Exceptio
 def test_an_outage_is_asked_about_again_soon_and_then_less_and_less(
     tmp_path: Path, queue: Queue
 ) -> None:
-    from dask_batch.polling import Polling
+    from dask_batch.following.polling import Polling
 
     pace = Pace(5.0, 120.0)
     polling = Polling(queue, pace)
@@ -196,6 +196,19 @@ def test_what_was_lost_with_its_parents_is_handed_in_when_they_are_there(
     assert [each[0] for each in queue.reruns] == ["100", "101", "102"]
     assert lost not in queue.purged
     assert [future.result(0) for future in futures.values()] == ["one", "two", "three"]
+
+
+def test_what_the_queue_said_before_the_end_is_not_the_state_of_the_end(
+    client: Client, queue: Queue
+) -> None:
+    futures = client.run(prepared("late"))
+    queue.say("late", JobState.RUNNING)
+    client.look()
+    client.end("late", 0, outcome="unstorable", message="the result is a socket")
+    client.look()
+    error = futures["late"].exception(0)
+    assert isinstance(error, TaskError)
+    assert error.state == "ended"
 
 
 def test_one_answer_without_the_job_is_no_evidence(client: Client, queue: Queue) -> None:
@@ -480,7 +493,7 @@ def test_a_cancel_that_fails_is_tried_again(
 
 
 def test_quiet_looks_cost_next_to_nothing_and_young_ones_are_quick() -> None:
-    from dask_batch.polling import Rhythm
+    from dask_batch.following.polling import Rhythm
 
     rhythm = Rhythm(0.0)
     cost_s, now, spent, looks = 0.015, 0.0, 0.0, 0
@@ -504,5 +517,5 @@ def test_nothing_of_a_watch_lives_in_other_threads(client: Client) -> None:
     client.run(prepared("one"))
     client.look(3)
     assert threading.active_count() == before
-    logging.getLogger("dask_batch.watch")
+    logging.getLogger("dask_batch.following.watch")
     assert client.watch.pace is AT_ONCE

@@ -9,20 +9,22 @@ from typing import Any
 
 import pytest
 
-from dask_batch.backends.base import Job, JobState
+from dask_batch.backends.base import Job, JobState, JobStatus
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claims, Owner
 from dask_batch.cache.store import Cache
-from dask_batch.engine import Engine
+from dask_batch.engine.backlog import Backlog
+from dask_batch.engine.engine import Engine
+from dask_batch.engine.request import Request
 from dask_batch.errors import BackendError, DependencyFailedError, GivenUpTaskError, QueueFullError
+from dask_batch.evidence.standing import Standings
+from dask_batch.following.watch import Pace, Watch
 from dask_batch.future import BatchFuture
-from dask_batch.handover import HandOver
-from dask_batch.preparation import PreparedJob
-from dask_batch.request import Request
-from dask_batch.standing import Standings
-from dask_batch.steward import Steward
-from dask_batch.watch import Pace, Watch
+from dask_batch.preparing.preparation import PreparedJob
+from dask_batch.steward.steward import Steward
+from dask_batch.submitting.handover import HandOver
 from test_handover import Recorder, key_of, prepared
+from watching import Client, Queue
 
 
 class Small(Recorder):
@@ -99,8 +101,8 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dask_batch.submission._PAUSES_S", (0.0, 0.0, 0.0))
-    monkeypatch.setattr("dask_batch.backlog._PAUSES_S", (0.01,))
+    monkeypatch.setattr("dask_batch.submitting.submission._PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dask_batch.engine.backlog._PAUSES_S", (0.01,))
 
 
 def wide(count: int, **retry: Any) -> tuple[PreparedJob, ...]:
@@ -327,6 +329,15 @@ def test_a_request_that_needs_what_is_left_waits_with_it(driven: Driven) -> None
     futures = {**first, **second}
     driven.turns(until=lambda: all(future.done() for future in futures.values()))
     assert futures["last"].result() == "last"
+
+
+def test_a_steward_whose_id_is_another_jobs_by_now_is_let_be(tmp_path: Path) -> None:
+    queue = Queue()
+    client = Client(tmp_path, queue)
+    for job_id, name in (("7", "steward-run-0"), ("8", "fit-run-0"), ("9", "")):
+        queue.states[job_id] = JobStatus(job_id, JobState.WAITING, name=name)
+    Backlog(client.watch, standings_of(client.cache, queue)).dismiss(["7", "8", "9"])
+    assert queue.cancels == [["7", "9"]]
 
 
 def test_cancelling_all_cancels_what_is_left(driven: Driven) -> None:
@@ -582,7 +593,7 @@ def test_a_steward_hands_over_nothing_that_nobody_would_look_after(
         context.setattr(backend, "submit", no_stewards)
         one = steward(cache, backend, first)
         one._deadline = one._clock()
-        monkeypatch.setattr("dask_batch.steward._LEAST_S", 0.0)
+        monkeypatch.setattr("dask_batch.steward.steward._LEAST_S", 0.0)
         one()
     assert len(backend.kept()) == 4
     assert backend.queued == before

@@ -20,7 +20,7 @@ from dask_batch.backends.within.steps import StepLauncher, read_end
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.run import Run
 from dask_batch.errors import ResourceError
-from dask_batch.whereabouts import Sight, sight_of
+from dask_batch.evidence.whereabouts import Sight, sight_of
 from within_harness import shell_job
 
 SHOWN = "JobId=7 JobState=RUNNING NumCPUs=6 TRES=cpu=6,mem=3G,node=2,billing=6,gres/gpu=3 Socks=*"

@@ -83,7 +83,10 @@ def states(exe: SingleNodeExecutor) -> set[State]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 # ---- one task after another ------------------------------------------------------------------
@@ -426,6 +429,24 @@ def test_a_worker_all_of_whose_processes_are_told_to_end_has_died_once() -> None
     assert (done.stdout, done.stderr) == ("True True\n", "")
 
 
+def test_workers_are_numbered_and_one_in_the_place_of_another_has_its_number(
+    open_executor: Open, traces: Path
+) -> None:
+    exe = open_executor(2, restart_limit=1)
+
+    def numbers(turn: str) -> set[int]:
+        words = (f"{turn}-a", f"{turn}-b")
+        pairs = (words, words[::-1])
+        futures = [exe.submit(bodies.placed, traces, *pair) for pair in pairs]
+        return {future.result(60) for future in futures}
+
+    assert numbers("before") == {0, 1}
+    assert isinstance(exe.submit(bodies.die).exception(60), DiedTaskError)
+    assert numbers("after") == {0, 1}
+    told = {"executorlib_worker_id": 7}
+    assert exe.submit(bodies.placed, traces, "alone", "alone", **told).result(60) == 7
+
+
 @pytest.mark.parametrize("limit", [0, 1])
 def test_when_no_worker_is_left_nobody_waits(open_executor: Open, limit: int) -> None:
     exe = open_executor(restart_limit=limit)
@@ -713,7 +734,6 @@ def test_a_client_that_just_ends_leaves_nothing(tmp_path: Path, cache: Path, tra
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"hostname_localhost": True}, "hostname_localhost=True.*block_allocation=True"),
         ({"init_function": dict}, "init_function.*block_allocation=True"),
         ({"restart_limit": 1}, "restart_limit.*block_allocation=True"),
         ({"block_allocation": True, "init_function": 3}, "init_function must be callable"),

@@ -16,12 +16,12 @@ import worker_bodies as bodies
 from clients import poll
 from dask_batch import SingleNodeExecutor, SlurmClusterExecutor
 from dask_batch.cache.store import Cache
+from dask_batch.configuration.resources import for_executor_call
 from dask_batch.errors import DiedTaskError, RemoteTraceback
 from dask_batch.job.ranks.crew import Crew
 from dask_batch.job.ranks.exchange import Exchange
 from dask_batch.job.ranks.pace import Pace
-from dask_batch.packing import ranks_of
-from dask_batch.resources import for_executor_call
+from dask_batch.preparing.packing import ranks_of
 from test_workers import client, gone, seen
 
 pytestmark = pytest.mark.mpi
@@ -34,12 +34,6 @@ KINDS = [
 ]
 
 Open = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep Open MPI from sharing memory: see ``test_ranks``."""
-    monkeypatch.setenv("OMPI_MCA_btl", "self,tcp")
 
 
 @pytest.fixture
@@ -164,7 +158,7 @@ def test_an_exception_that_others_wait_for_costs_new_ranks_and_no_restart(
 def test_a_rank_that_is_killed_costs_a_restart(open_executor: Open, kind: type) -> None:
     exe = open_executor(kind, restart_limit=1)
     before = exe.submit(process, resource_dict={"version": 1}).result(PATIENCE_S)
-    with pytest.raises(DiedTaskError):
+    with pytest.raises(DiedTaskError, match=r"signal 9 \("):
         exe.submit(dying, 1).result(PATIENCE_S)
     for pid in before:
         poll(lambda pid=pid: gone(pid), PATIENCE_S, "the end of a rank")  # type: ignore[misc]

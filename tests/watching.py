@@ -14,13 +14,13 @@ from dask_batch.cache.claims import Claims
 from dask_batch.cache.store import Cache
 from dask_batch.code.pickling import Pickled
 from dask_batch.errors import BackendError
+from dask_batch.evidence.standing import Standings
+from dask_batch.following.watch import Entry, Pace, Watch
 from dask_batch.future import BatchFuture
-from dask_batch.handover import HandOver
-from dask_batch.preparation import PreparedJob
-from dask_batch.retry import RetryPolicy
-from dask_batch.standing import Standings
-from dask_batch.surroundings import Surroundings
-from dask_batch.watch import Entry, Pace, Watch
+from dask_batch.preparing.preparation import PreparedJob
+from dask_batch.preparing.surroundings import Surroundings
+from dask_batch.submitting.handover import HandOver
+from dask_batch.verdicts.retry import RetryPolicy
 
 __all__ = ["AT_ONCE", "Client", "Queue", "key_of", "prepared"]
 

@@ -14,7 +14,7 @@ from dask_batch.backends.command import client_environment
 from dask_batch.backends.within.backend import WithinBackend
 from dask_batch.backends.within.launcher import Room
 from dask_batch.backends.within.processes import ProcessLauncher
-from dask_batch.resources import for_dask_task
+from dask_batch.configuration.resources import for_dask_task
 
 PATIENCE_S = 60.0
 

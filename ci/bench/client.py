@@ -16,11 +16,11 @@ import dask
 
 from dask_batch.backends import open_backend
 from dask_batch.cache.store import Cache
-from dask_batch.config import resolve
+from dask_batch.configuration.config import resolve
 from dask_batch.get import capture
 from dask_batch.graph.dask_spec import ingest
-from dask_batch.preparation import Preparer
-from dask_batch.surroundings import Surroundings
+from dask_batch.preparing.preparation import Preparer
+from dask_batch.preparing.surroundings import Surroundings
 
 SIZES = (500, 2_000, 8_000, 20_000)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import dask
 
 from dask_batch import SlurmClusterExecutor
-from dask_batch.follow import poll_interval_s
+from dask_batch.verdicts.follow import poll_interval_s
 
 HOUR_S = 3600.0
 SETTLE_S = 5.0

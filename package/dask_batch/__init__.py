@@ -26,14 +26,15 @@ if TYPE_CHECKING:
         BaseExecutor,
         ClusterExecutor,
         FluxClusterExecutor,
+        FluxJobExecutor,
         SingleNodeExecutor,
         SlurmClusterExecutor,
+        SlurmJobExecutor,
     )
     from dask_batch.get import cluster_get
     from dask_batch.inputs import File
-    from dask_batch.job_executors import FluxJobExecutor, SlurmJobExecutor
-    from dask_batch.runs import cancel, explain, get_cache_data, status
-    from dask_batch.upkeep import clean, verify
+    from dask_batch.upkeep.runs import cancel, explain, get_cache_data, status
+    from dask_batch.upkeep.upkeep import clean, verify
 
 __version__ = "0.1.0"
 
@@ -41,19 +42,19 @@ _HOMES = {
     "ClusterExecutor": "dask_batch.executors",
     "File": "dask_batch.inputs",
     "FluxClusterExecutor": "dask_batch.executors",
-    "FluxJobExecutor": "dask_batch.job_executors",
+    "FluxJobExecutor": "dask_batch.executors",
     "SingleNodeExecutor": "dask_batch.executors",
     "SlurmClusterExecutor": "dask_batch.executors",
-    "SlurmJobExecutor": "dask_batch.job_executors",
-    "cancel": "dask_batch.runs",
+    "SlurmJobExecutor": "dask_batch.executors",
+    "cancel": "dask_batch.upkeep.runs",
     "checkpoint_directory": "dask_batch.checkpoint",
-    "clean": "dask_batch.upkeep",
+    "clean": "dask_batch.upkeep.upkeep",
     "cluster_get": "dask_batch.get",
-    "explain": "dask_batch.runs",
-    "get_cache_data": "dask_batch.runs",
-    "status": "dask_batch.runs",
+    "explain": "dask_batch.upkeep.runs",
+    "get_cache_data": "dask_batch.upkeep.runs",
+    "status": "dask_batch.upkeep.runs",
     "stop_local_queue": "dask_batch.backends.local",
-    "verify": "dask_batch.upkeep",
+    "verify": "dask_batch.upkeep.upkeep",
 }
 
 _EXECUTORLIB = {

@@ -11,7 +11,7 @@ import queue
 from typing import Any, ClassVar, Final, NoReturn
 
 from dask_batch.errors import TaskError
-from dask_batch.executors import BatchExecutor
+from dask_batch.executor import BatchExecutor
 
 __all__ = [
     "ExecutorlibSocketError",

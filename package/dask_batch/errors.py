@@ -27,11 +27,13 @@
         ├── PreemptedTaskError
         ├── CancelledTaskError            cancelled from outside
         ├── DiedTaskError                 killed, crashed, or exited by itself
+        │   └── ExitedTaskError           ... by sys.exit() or the like (also a RemoteError)
         ├── LostTaskError                 the batch system lost every trace of it
         ├── EnvironmentTaskError          the node, its Python or its files are not fit for it
         ├── GivenUpTaskError              not run: the jobs before it all died of one cause
         ├── NoOutputTaskError             ended well, yet there is no result
         ├── UnstorableResultError         its result cannot be pickled or written
+        ├── UnreadableResultError         there is one, and it cannot be unpickled here
         ├── DependencyFailedError
         └── ChangedSinceSubmissionError   code, a library or an input is not what was hashed
 
@@ -60,6 +62,7 @@ __all__ = [
     "DependencyFailedError",
     "DiedTaskError",
     "EnvironmentTaskError",
+    "ExitedTaskError",
     "FullError",
     "GivenUpTaskError",
     "GraphError",
@@ -83,6 +86,7 @@ __all__ = [
     "TimeoutTaskError",
     "TooManyJobsError",
     "UncacheableWarning",
+    "UnreadableResultError",
     "UnstorableResultError",
     "warn",
 ]
@@ -247,7 +251,8 @@ class TaskError(BatchError, RuntimeError):
     job_id : str or None
         The job's id at the batch system.
     state : str
-        The state that the batch system reported, in its own word.
+        The state that the batch system reported, in its own word; *ended* where the job's own
+        record has come first, *not run* of a task whose inputs have failed.
     evidence : str
         What the verdict rests on.
     log : Path or None
@@ -380,7 +385,22 @@ class NoOutputTaskError(TaskError):
 class UnstorableResultError(TaskError):
     """The function returned, but its result could not be pickled or written."""
 
-    default_advice = "Return plain data: arrays, dataframes, dictionaries, dataclasses."
+    default_advice = (
+        "Return plain data: arrays, dataframes, dictionaries, dataclasses; not files, sockets, "
+        "generators, nor what holds them."
+    )
+
+
+class UnreadableResultError(TaskError):
+    """There is a result, but it cannot be unpickled where it is asked for.
+
+    ``__cause__`` is what was raised: a library that is missing here, or is of another version, or
+    a ``__setstate__`` of a class of the user's.
+    """
+
+    default_advice = (
+        "Install here what the job had, in the same version, or let the function return plain data."
+    )
 
 
 class DependencyFailedError(TaskError):
@@ -443,6 +463,17 @@ class RemoteError(BatchError):
         The qualified name of the exception's class.
     """
 
+    type_name: str
+
     def __init__(self, message: str, type_name: str = "") -> None:
         super().__init__(message)
         self.type_name = type_name
+
+
+class ExitedTaskError(DiedTaskError, RemoteError):
+    """The function gave an order to its interpreter, such as ``SystemExit``: the ``__cause__``.
+
+    Raised as it is, it would end the client, or pass for an order to it.
+    """
+
+    default_advice = "Raise an exception of another class where the call has failed."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from dask_batch.cache.store import Cache
 
-__all__ = ["BatchFuture", "Home"]
+__all__ = ["BatchFuture", "Home", "when_ended"]
 
 _Base = concurrent.futures.Future
 
@@ -39,6 +40,14 @@ class _Unread:
         self.load = load
 
 
+def when_ended(future: _Base[Any], action: Callable[[_Base[Any]], object]) -> None:
+    """Have an action called, with a future, at its end; one of ours need not read its value."""
+    if isinstance(future, BatchFuture):
+        _Base.add_done_callback(future, action)
+    else:
+        future.add_done_callback(action)
+
+
 class BatchFuture(_Base[Any]):
     """What an executor returns for a call, or for a collection.
 
@@ -59,13 +68,62 @@ class BatchFuture(_Base[Any]):
         self.key = key
         self.ephemeral = False
         self._home = home
+        self._is_heard = False
+        self._is_recorded = False
+        self._when_recorded: list[Callable[[BatchFuture], object]] = []
 
     @property
     def cache(self) -> Cache | None:
         """The cache in which its result will be."""
         return self._home.cache if self._home is not None else None
 
+    # ---- where its task is known -------------------------------------------------------------
+
+    def is_known_to(self, home: Home | None) -> bool:
+        """Whether a session that belongs to ``home`` knows of its task.
+
+        Its own has been asked for it; any other one finds it in the cache, once it is there.
+        """
+        return self._home is home or self._is_recorded or self.done()
+
+    def add_known_callback(self, action: Callable[[BatchFuture], object]) -> None:
+        """Have an action called, once, when any session knows of its task."""
+        with self._condition:
+            waits = not (self._is_recorded or self.done())
+            if waits:
+                self._when_recorded.append(action)
+        if waits:
+            when_ended(self, lambda _: self._recorded())
+        else:
+            action(self)
+
+    def wait_until_known(self) -> None:
+        """Return when any session knows of its task."""
+        known = threading.Event()
+        self.add_known_callback(lambda _: known.set())
+        known.wait()
+
+    # ---- its end -----------------------------------------------------------------------------
+
+    def add_done_callback(self, fn: Callable[[_Base[Any]], object]) -> None:
+        """Have a function called, with this future, when that has ended."""
+        self._is_heard = True
+        super().add_done_callback(fn)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a caller's function is to be called at its end."""
+        return self._is_heard
+
     # ---- what the engine does to it ----------------------------------------------------------
+
+    def _recorded(self) -> None:
+        """Take note that others can find its task in the cache: it has been handed over."""
+        with self._condition:
+            self._is_recorded = True
+            waiting, self._when_recorded = self._when_recorded, []
+        for action in waiting:
+            action(self)
 
     def _resolve_from(self, load: Callable[[], Any]) -> None:
         """Resolve, with a value that is read when it is wanted."""

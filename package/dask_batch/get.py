@@ -7,7 +7,7 @@ import queue
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dask_batch.config import resolve
+from dask_batch.configuration.config import resolve
 from dask_batch.errors import ConfigurationError, DamagedEntryError, MissingEntryError
 from dask_batch.graphrun import GraphRun
 from dask_batch.job.surroundings import inside_job

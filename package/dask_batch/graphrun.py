@@ -11,15 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 from dask_batch.backends.reach import ends_with_client
-from dask_batch.engine import Engine
+from dask_batch.engine.engine import Engine
+from dask_batch.engine.request import Request
 from dask_batch.errors import DependencyFailedError, RemoteTraceback
-from dask_batch.future import BatchFuture
+from dask_batch.future import BatchFuture, when_ended
 from dask_batch.graph.dask_spec import Graph, values
-from dask_batch.handover import Handed
-from dask_batch.preparation import PreparedGraph
+from dask_batch.preparing.preparation import PreparedGraph
 from dask_batch.progress import CallbackRun, Event
-from dask_batch.request import Request
 from dask_batch.spec import references
+from dask_batch.submitting.handover import Handed
 
 __all__ = ["CollectionFuture", "GraphRun"]
 
@@ -38,7 +38,7 @@ class CollectionFuture(BatchFuture):
         if not parts:
             self._resolve(values(graph, {}))
         for part in set(parts.values()):
-            part.add_done_callback(self._part_done)
+            when_ended(part, self._part_done)
 
     def _part_done(self, part: concurrent.futures.Future[Any]) -> None:
         if part.cancelled():
@@ -102,7 +102,7 @@ class GraphRun:
         )
         self.progress = CallbackRun(graph)
         self.future = CollectionFuture(engine, graph, self._parts)
-        self.future.add_done_callback(lambda _: self.events.put(None))
+        when_ended(self.future, lambda _: self.events.put(None))
         running = {name for names in self._names.values() for name in names}
         self.events.put(("finished", [name for name in graph.tasks if name not in running]))
         engine.request(

@@ -321,18 +321,35 @@ def portable(obj: Any) -> Any:
     The pickler asks for every object. Replaced are those of h5py that belong to a file: a
     dataset by an :class:`H5Dataset`, a file or group by something that is unpickled as the same
     file or group, opened for reading.
+
+    Raises
+    ------
+    TypeError
+        It is part of a file that nobody else can open.
     """
     kind = type(obj)
     if kind.__module__.partition(".")[0] != "h5py":
         return obj
     if kind.__name__ == "Dataset":
-        filename = os.path.abspath(obj.file.filename)
-        return H5Dataset(filename, obj.name, obj.shape, obj.dtype, obj.chunks)
+        return H5Dataset(_path_of(obj.file), obj.name, obj.shape, obj.dtype, obj.chunks)
     if kind.__name__ == "File":
-        return _Reopened(os.path.abspath(obj.filename), None)
+        return _Reopened(_path_of(obj), None)
     if kind.__name__ == "Group":
-        return _Reopened(os.path.abspath(obj.file.filename), obj.name)
+        return _Reopened(_path_of(obj.file), obj.name)
     return obj
+
+
+def _path_of(file: Any) -> str:
+    """Return the path of an open HDF5 file, in which is by then what was written to it so far."""
+    path: str = os.path.abspath(file.filename)
+    if not os.path.isfile(path):
+        raise TypeError(
+            f"the HDF5 file {file.filename!r} is not on disk, where a job could open it: close it "
+            "first, or pass an array"
+        )
+    if file.mode != "r":
+        file.flush()
+    return path
 
 
 def named_files(arguments: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 from typing import Any
 
-from dask_batch.future import BatchFuture
+from dask_batch.future import BatchFuture, when_ended
 from dask_batch.spec import item
 
 __all__ = ["ItemFuture", "whole_of"]
@@ -33,7 +33,7 @@ class ItemFuture(BatchFuture):
         super().__init__()
         self.whole = whole
         self.selector = selector
-        whole.add_done_callback(self._follow)
+        when_ended(whole, self._follow)
 
     def _follow(self, whole: concurrent.futures.Future[Any]) -> None:
         """End as the whole has ended."""

@@ -16,22 +16,20 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from dask_batch.backends.within.extent import spans_machines
 from dask_batch.backends.within.place import is_over, this_place
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.owner import Owner
-from dask_batch.config import default_cache_directory
+from dask_batch.configuration.config import default_cache_directory
+from dask_batch.configuration.options import Options
 from dask_batch.errors import ConfigurationError
-from dask_batch.options import Options
+from dask_batch.job.lifeline import OWNER_FILE, PRIVATE_PREFIX
 
 __all__ = ["PrivateCache", "shared_place", "unnamed"]
 
 logger = logging.getLogger(__name__)
-
-_PREFIX: Final = ".dask-batch-private-"
-_OWNER: Final = "owner.json"
 
 
 def shared_place() -> Path:
@@ -84,9 +82,9 @@ class PrivateCache:
     def __init__(self, place: Path | None = None) -> None:
         base = Path(tempfile.gettempdir()) if place is None else place
         _sweep(base)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        folder = Path(tempfile.mkdtemp(prefix=PRIVATE_PREFIX, dir=base))
         owner = {**dataclasses.asdict(Owner.current()), "place": this_place()}
-        (folder / _OWNER).write_text(json.dumps(owner))
+        (folder / OWNER_FILE).write_text(json.dumps(owner))
         self.path = folder / "cache"
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         # A forked child leaves it alone.
@@ -142,11 +140,11 @@ def _remove(folder: Path, pid: int) -> None:
 
 def _sweep(base: Path) -> None:
     """Remove what clients of this user have left that are known to have ended."""
-    for folder in base.glob(f"{_PREFIX}*"):
+    for folder in base.glob(f"{PRIVATE_PREFIX}*"):
         try:
             if folder.stat().st_uid != os.getuid():
                 continue
-            record = json.loads((folder / _OWNER).read_text())
+            record = json.loads((folder / OWNER_FILE).read_text())
             place = str(record.pop("place", ""))
             if _has_ended(Owner(**record), place):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -34,7 +34,7 @@ def _enter(module: ModuleType) -> None:
     from dask_batch.job.surroundings import inside_job
 
     if not inside_job():
-        from dask_batch.settings import register_defaults
+        from dask_batch.configuration.settings import register_defaults
 
         register_defaults()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_batch import resource_values, resources
 from dask_batch.backends import open_backend
 from dask_batch.backends.base import Backend, Job, tells_at_once
 from dask_batch.backends.command import client_environment
@@ -18,22 +18,25 @@ from dask_batch.backends.within.extent import spans_machines
 from dask_batch.cache.claims import Claims
 from dask_batch.cache.filesystem import why_not_shared
 from dask_batch.cache.store import Cache
-from dask_batch.deferred import Deferred
-from dask_batch.engine import Engine
+from dask_batch.configuration import resource_values, resources
+from dask_batch.configuration.options import Options
+from dask_batch.engine.engine import Engine
+from dask_batch.engine.request import Request
 from dask_batch.errors import ConfigurationError, SerializationError
-from dask_batch.failures import dependency_failure
+from dask_batch.evidence.standing import Standings
+from dask_batch.following.watch import Pace, Watch
 from dask_batch.future import BatchFuture
 from dask_batch.graph.dask_spec import ingest
 from dask_batch.graph.writers import let_go
 from dask_batch.graphrun import GraphRun
-from dask_batch.handover import HandOver
-from dask_batch.options import Options
-from dask_batch.outside import Barred, NotYet, ParentFailed
-from dask_batch.preparation import Preparer, call_resources, name_of
-from dask_batch.request import Request
-from dask_batch.standing import Standings
-from dask_batch.surroundings import Surroundings
-from dask_batch.watch import Pace, Watch
+from dask_batch.preparing.deferred import Deferred
+from dask_batch.preparing.outside import Barred, NotYet, ParentFailed, check_parent
+from dask_batch.preparing.packing import PreparedJob
+from dask_batch.preparing.preparation import Preparer, call_resources, name_of
+from dask_batch.preparing.surroundings import Surroundings, make_below_here
+from dask_batch.submitting.defining import safe_name
+from dask_batch.submitting.handover import HandOver
+from dask_batch.verdicts.failures import dependency_failure
 
 if TYPE_CHECKING:
     from dask_batch.backends.workers.pool import WorkerPool
@@ -107,6 +110,7 @@ class Session:
         self.workers: WorkerPool | None = None
         self._check_workers: Callable[[int], None] = lambda _: None
         self._preparer = Preparer(cache, backend, options)
+        self._preparer.home = self.engine
 
     def employ(self, force: Workforce) -> None:
         """Have tasks run on workers."""
@@ -148,12 +152,17 @@ class Session:
         Raises
         ------
         ConfigurationError
-            About its resources. Whatever else is wrong goes into the future.
+            About its resources.
+        RuntimeError
+            The interpreter ends. Whatever else is wrong goes into the future.
         """
+        self.engine.check_time()
         if not callable(function):
             raise TypeError(f"{function!r} is not callable")
         asked = resources.merge_resources(self.options.resource_dict, resource_dict)
-        self._check(asked, name_of(function))
+        normal = call_resources(asked, self.options.queues)
+        make_below_here(normal["cwd"])
+        self._check(normal, name_of(function))
         future = BatchFuture(self.engine)
         attempt = functools.partial(
             self._attempt, future, function, args, kwargs, asked, self.surroundings()
@@ -177,12 +186,12 @@ class Session:
             job = self._preparer.call(function, args, kwargs, asked, surroundings)
             future.key = job.key
             future.ephemeral = bool(job.header["attributes"]["ephemeral"])
-            self.engine.request(Request((job,), (future,), gather=True))
+            self._request(future, job, job.unknown)
         except NotYet as not_yet:
             again = functools.partial(
                 self._attempt, future, function, args, kwargs, asked, surroundings
             )
-            self.deferred.after(not_yet.future, again)
+            self.deferred.after(not_yet.future.add_done_callback, again)
         except ParentFailed as failed:
             future._fail(_failed_parent(failed, name_of(function)))
         except Barred as barred:
@@ -190,25 +199,41 @@ class Session:
         except Exception as error:
             future._fail(error)
 
+    def _request(
+        self, future: BatchFuture, job: PreparedJob, unknown: Sequence[BatchFuture]
+    ) -> None:
+        """Request a call whose parents in other sessions are known in the cache, or put it off."""
+        try:
+            if unknown:
+                again = functools.partial(self._request, future, job, unknown[1:])
+                self.deferred.after(unknown[0].add_known_callback, again)
+                return
+            for parent in job.unknown:
+                if parent.done():
+                    check_parent(parent)
+            self.engine.request(Request((replace(job, unknown=()),), (future,), gather=True))
+        except ParentFailed as failed:
+            future._fail(_failed_parent(failed, job.function))
+        except Exception as error:
+            future._fail(error)
+
     @functools.cached_property
     def _checked(self) -> set[str]:
         return set()
 
-    def _check(self, asked: Mapping[str, Any], name: str) -> dict[str, Any]:
+    def _check(self, normal: Mapping[str, Any], name: str) -> None:
         """Check resources and template, once for all calls that ask for the same."""
-        normal = call_resources(asked, self.options.queues)
         known = repr(sorted(normal.items(), key=str))
         if known not in self._checked:
             self.backend.check([self._job(normal, name)])
             self._checked.add(known)
-        return normal
 
     def _job(self, normal: Mapping[str, Any], name: str) -> Job:
         """Return a job as an example: nothing in it exists."""
         folder = self.cache.path / "logs" / "RUN"
         surroundings = self.surroundings()
         return Job(
-            name=name,
+            name=safe_name(name),
             definition=self.cache.path / "definitions" / "RUN.h5",
             index=0,
             resources=normal,
@@ -220,7 +245,9 @@ class Session:
     def script(self, resource_dict: Mapping[str, Any]) -> str:
         """Return the script that a call with these resources would be submitted with."""
         asked = resources.merge_resources(self.options.resource_dict, resource_dict)
-        return self.backend.script(self._job(self._check(asked, "function"), "function"))
+        normal = call_resources(asked, self.options.queues)
+        self._check(normal, "function")
+        return self.backend.script(self._job(normal, "function"))
 
     # ---- graphs ------------------------------------------------------------------------------
 
@@ -269,7 +296,11 @@ class Session:
             ) from failed.error
         except Barred as barred:
             raise _barred(barred, "the graph") from None
+        for directory in {job.resources["cwd"] for job in prepared.jobs}:
+            make_below_here(directory)
         self.backend.check(self._examples(prepared.jobs))
+        for future in {future for job in prepared.jobs for future in job.unknown}:
+            future.wait_until_known()
         return GraphRun(self.engine, graph, prepared, callbacks=callbacks)
 
     def _examples(self, jobs: Any) -> list[Job]:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dask_batch.configuration.options import Options
+from dask_batch.configuration.resources import task_options
 from dask_batch.errors import ResourceError
-from dask_batch.options import Options
-from dask_batch.resources import task_options
 from dask_batch.session import Session, open_session
 
 __all__ = ["Sessions"]

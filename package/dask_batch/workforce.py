@@ -30,12 +30,12 @@ from dask_batch.cache.files import make_directory, publish_bytes
 from dask_batch.cache.meeting import Meeting, meeting_directory, pool_name
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.store import Cache
-from dask_batch.defining import Plan, define, run_of
+from dask_batch.configuration.options import Options
 from dask_batch.errors import CacheError, ConfigurationError
-from dask_batch.options import Options
-from dask_batch.packing import PreparedJob, ranks_of
-from dask_batch.preparation import Preparer, call_resources
-from dask_batch.surroundings import Surroundings
+from dask_batch.preparing.packing import PreparedJob, ranks_of
+from dask_batch.preparing.preparation import Preparer, call_resources
+from dask_batch.preparing.surroundings import Surroundings
+from dask_batch.submitting.defining import Plan, define, run_of
 
 __all__ = ["BACKEND", "Workforce", "open_workforce"]
 
@@ -141,7 +141,10 @@ def _count(options: Options, normal: Mapping[str, Any]) -> int:
         )
     room = options.max_cores if options.max_cores is not None else Machine.here().cpus
     if room < cpus:
-        raise ConfigurationError(f"a worker has {cpus} CPUs, and there are to be {room} in all")
+        raise ConfigurationError(
+            f"a worker has {cpus} CPUs (cores times threads_per_core), and there are to be {room} "
+            f"in all: ask for max_cores={cpus} or more, or for max_workers="
+        )
     return room // cpus
 
 

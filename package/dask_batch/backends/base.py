@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Backend", "Job", "JobState", "JobStatus", "tells_at_once"]
+__all__ = ["NO_LOGS", "Backend", "Job", "JobState", "JobStatus", "tells_at_once"]
+
+NO_LOGS = "the node could not open the job's log files"
+"""The reason of a job that a batch system has ended for that."""
 
 
 class JobState(enum.Enum):
@@ -82,7 +85,7 @@ class Job:
     index: int
     """... and which of its tasks this job runs: both are the arguments of its program."""
     resources: Mapping[str, Any]
-    """Checked and complete: see :mod:`dask_batch.resources`."""
+    """Checked and complete: see :mod:`dask_batch.configuration.resources`."""
     parents: tuple[str, ...] = ()
     """Names of jobs of the same hand-over that must succeed first."""
     after: tuple[str, ...] = ()

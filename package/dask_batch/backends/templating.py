@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 import shlex
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources as package_files
 from types import MappingProxyType
@@ -271,7 +272,7 @@ def _failure(source: str, variables: Mapping[str, Any], error: Exception) -> str
     printed_none = isinstance(error, _PrintedNoneError)
     if not unset:
         what = "it prints None" if printed_none else f"{type(error).__name__}: {error}"
-        return f"the submission template fails: {what}"
+        return f"the submission template fails{_line_of(source, error)}: {what}"
     names = ", ".join(f"{name!r} (line {line})" for name, line in unset.items())
     what = "" if printed_none else f" ({type(error).__name__}: {error})"
     return (
@@ -294,3 +295,16 @@ def _printed_names(
     for child in node.iter_child_nodes():
         if child is not condition:
             yield from _printed_names(child, tested, printing=printing)
+
+
+def _line_of(source: str, error: Exception) -> str:
+    """Say at which line of a template it fails; Jinja2 calls it a file of this name."""
+    numbers = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == "<template>" and frame.lineno
+    ]
+    lines = source.splitlines()
+    if not numbers or numbers[-1] > len(lines):
+        return ""
+    return f" at line {numbers[-1]} ({lines[numbers[-1] - 1].strip()})"

@@ -13,17 +13,13 @@ from dask_batch.cache.files import (
     publish_bytes,
     read_owned,
 )
+from dask_batch.cache.sections import MARKER, SECTIONS
 from dask_batch.errors import CacheError, MissingEntryError
 
-__all__ = ["FORMAT_VERSION", "MARKER", "SECTIONS", "prepare"]
+__all__ = ["FORMAT_VERSION", "prepare"]
 
 FORMAT_VERSION = 1
-MARKER = "dask-batch-cache.json"
 _TEXT = b'{"format": "dask-batch cache", "version": %d}\n' % FORMAT_VERSION
-SECTIONS = (
-    "results", "claims", "runs", "attempts", "definitions", "names", "logs", "checkpoints",
-    "ranks", "damaged", "retired", "workers",
-)  # fmt: skip
 
 
 def prepare(path: Path, *, create: bool) -> Path:
@@ -65,7 +61,7 @@ def _make(path: Path) -> None:
         raise CacheError(
             f"the cache directory {path} cannot be made: {error.strerror} ({error.filename})"
         ) from error
-    make_directory(path)
+    make_directory(path, section=False)
 
 
 def _is_marked(path: Path) -> bool:
@@ -96,7 +92,7 @@ def _mark(path: Path) -> None:
     if taken and not _is_marked(path):  # another client may have marked it meanwhile
         raise CacheError(
             f"{path} is not a dask-batch cache, yet holds '{taken[0]}', a name that a cache "
-            "needs: use another cache directory"
+            "needs: use another cache directory, or remove this one if it is what is left of one"
         )
     publish_bytes(path / MARKER, _TEXT)
     if held <= {MARKER}:

@@ -20,6 +20,7 @@ from dask_batch.cache.opening import check_directory, open_owned, read_owned
 from dask_batch.cache.owner import Owner
 from dask_batch.cache.refusals import FULL, NO_LINKS, explain
 from dask_batch.cache.renaming import rename_no_replace
+from dask_batch.cache.sections import MARKER, SECTIONS
 from dask_batch.errors import CacheError
 
 __all__ = [
@@ -209,26 +210,45 @@ def fsync_directory(path: Path) -> None:
 # ---- directories -----------------------------------------------------------------------------
 
 
-def make_directory(path: Path) -> None:
+def _made(path: Path) -> bool:
+    """Make one directory; False if it is there."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return False
+    return True
+
+
+def make_directory(path: Path, *, section: bool = True) -> None:
     """Make a directory, and those above it that are missing, for nobody but us (0700).
+
+    Parameters
+    ----------
+    path
+        Its path.
+    section
+        Whether it is, or lies in, a section of a cache, so that the cache has to be there. A job
+        that comes to its end when its cache has been removed must not bring a part of it back.
 
     Raises
     ------
     CacheError
-        It cannot be made, or something else has its name.
+        It cannot be made, something else has its name, or the cache is gone.
     """
     try:
         try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            if not path.is_dir():
-                raise
-            return None
+            if section and path.name in SECTIONS and not (path.parent / MARKER).exists():
+                raise CacheError(f"the cache {path.parent} is gone: it has been removed")
+            made = _made(path)
         except FileNotFoundError:
             if path.parent == path:
                 raise
             make_directory(path.parent)
-            return make_directory(path)
+            made = _made(path)  # some file systems (/proc) say so of whatever is to be made
+        if not made:
+            return
         if stat.S_IMODE(os.stat(path).st_mode) & 0o700 != 0o700:
             os.chmod(path, 0o700)  # a umask took our own bits
         fsync_directory(path.parent)

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dask_batch.cache.directory import SECTIONS
 from dask_batch.cache.files import PRIVATE_PREFIX, private_path
 from dask_batch.cache.owner import Owner
+from dask_batch.cache.sections import SECTIONS
 from dask_batch.cache.store import Cache
 
 __all__ = ["clean_temporary", "dead_files", "file_system_time"]
@@ -75,8 +75,18 @@ def _writer_lives(name: str) -> bool | None:
 
 
 def file_system_time(directory: Path) -> float:
-    """Return the time that the file system would give a file now: its server's, if it has one."""
-    probe = private_path(directory)
+    """Return the time that the file system would give a file now: its server's, if it has one.
+
+    Where there is no room for a file (which is when one cleans) the directory itself is given it.
+    """
+    try:
+        return _time_of_a_new_file(private_path(directory))
+    except OSError:
+        os.utime(directory)
+        return os.stat(directory).st_mtime
+
+
+def _time_of_a_new_file(probe: Path) -> float:
     fd = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, b"\0")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from dask_batch.cache.directory import MARKER, SECTIONS
 from dask_batch.cache.entries import listed, verified
 from dask_batch.cache.files import PRIVATE_PREFIX
 from dask_batch.cache.layout import read_head, verify_body
@@ -24,6 +23,7 @@ from dask_batch.cache.lines import altered_lines
 from dask_batch.cache.meeting import POOL, Meeting
 from dask_batch.cache.opening import open_owned, read_owned
 from dask_batch.cache.records import unseal
+from dask_batch.cache.sections import MARKER, SECTIONS
 from dask_batch.errors import CacheError, DamagedEntryError
 
 __all__ = ["Finding", "Problem", "inspect"]
@@ -77,17 +77,25 @@ def _section(section: str, directory: Path) -> Iterator[Finding]:
         if name.startswith(f"{PRIVATE_PREFIX}~"):
             yield from _finding(section, path, "temporary")
         elif not path.is_symlink() and path.is_dir():
+            if _check_of(section, name) is not None:
+                yield Finding(section, path, 0, "stray", "it is a directory: remove it")
             yield from _unsafe_directory(section, path)
             yield from _section(section, path)
         elif not name.startswith(".nfs"):  # what an NFS client keeps of a file that is still open
             yield from _file(section, path)
 
 
+def _check_of(section: str, name: str) -> Callable[[Path], object] | None:
+    """Return what checks a file of that name, if a section has such files."""
+    kinds = _KINDS.get(section, ())
+    return next((check for pattern, check in kinds if re.fullmatch(pattern, name)), None)
+
+
 def _file(section: str, path: Path) -> Iterator[Finding]:
     if section in _CONTENT_OF_OTHERS:
         yield from _finding(section, path)
         return
-    check = next((c for pattern, c in _KINDS[section] if re.fullmatch(pattern, path.name)), None)
+    check = _check_of(section, path.name)
     if check is None:
         yield from _finding(section, path, "stray", f"{section}/ has no file of that name")
         return

@@ -77,7 +77,9 @@ def open_owned(path: Path, flags: int = os.O_RDONLY) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        reason = (
+            "it is a symbolic link: remove it" if error.errno == errno.ELOOP else error.strerror
+        )
         explained = CacheError(f"{path} cannot be opened: {reason}")
         explained.errno = error.errno
         raise explained from error

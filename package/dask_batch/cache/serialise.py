@@ -15,8 +15,9 @@ from dask_batch.code import pickling
 from dask_batch.errors import SerializationError
 from dask_batch.inputs import InputFile, files_pickled
 
-__all__ = ["Serialised", "deserialise", "flat", "serialise"]
+__all__ = ["Serialised", "deserialise", "flat", "serialise", "try_out"]
 
+_TRIED_BYTES = 16 << 20
 _MOST_AXES = 32  # of HDF5, and text takes one more; NumPy has 64
 
 
@@ -29,6 +30,8 @@ class Serialised:
     parts: tuple[Part, ...]
     files: frozenset[InputFile] = frozenset()
     """What each :class:`~dask_batch.File` in it is now."""
+    own: bool = False
+    """Whether putting it together again calls code of the user's."""
 
 
 def serialise(value: Any) -> Serialised:
@@ -88,7 +91,35 @@ def _pickled(value: Any) -> Serialised:
     parts = [Part("pickle", memoryview(pickled.data), attributes={"protocol": 5})]
     parts += [Part(f"buffers/{i}", flat(b)) for i, b in enumerate(pickled.buffers)]
     recorded = frozenset(file.record() for file in files)
-    return Serialised({"form": "pickle"}, tuple(parts), recorded)
+    return Serialised({"form": "pickle"}, tuple(parts), recorded, pickled.own)
+
+
+def try_out(serialised: Serialised) -> None:
+    """See that what the user's classes do to come back works, before others depend on it.
+
+    Raises
+    ------
+    SerializationError
+        It does not; what was raised is its ``__cause__``.
+
+    Notes
+    -----
+    What is larger than 16 MiB, and what only libraries' classes make, is not tried. Buffers are
+    copies: a ``__setstate__`` may work on what it is given.
+    """
+    sizes = (part.data.nbytes for part in serialised.parts)
+    if not serialised.own or sum(sizes) > _TRIED_BYTES:
+        return
+    try:
+        deserialise(
+            serialised.form, [memoryview(bytearray(part.data)) for part in serialised.parts]
+        )
+    except MemoryError:
+        return  # where it is asked for there may be more
+    except BaseException as refusal:  # of the class's own making
+        raise SerializationError(
+            f"it cannot be unpickled: {type(refusal).__name__}: {refusal}"
+        ) from refusal
 
 
 def flat(buffer: Any) -> memoryview:

@@ -18,8 +18,8 @@ from dask_batch.cache.aside import move_aside
 from dask_batch.cache.files import publish_no_clobber
 from dask_batch.cache.layout import write_container
 from dask_batch.cache.opening import look_again
-from dask_batch.cache.serialise import deserialise, serialise
-from dask_batch.errors import DamagedEntryError, MissingEntryError
+from dask_batch.cache.serialise import deserialise, serialise, try_out
+from dask_batch.errors import DamagedEntryError, MissingEntryError, UnreadableResultError
 
 __all__ = ["Cache"]
 
@@ -128,7 +128,7 @@ class Cache:
         Raises
         ------
         SerializationError
-            The value cannot be pickled.
+            The value cannot be pickled, or is of a class of the user's that cannot be unpickled.
         CacheError
             It cannot be written.
         """
@@ -136,6 +136,7 @@ class Cache:
         if os.path.lexists(path):
             return False
         serialised = serialise(value)
+        try_out(serialised)
         files = {"files": [asdict(file) for file in serialised.files]} if serialised.files else {}
         noted = _checked_attributes({"created": time.time(), **attributes, **files})
         content = {"key": key, "attributes": noted, "value": serialised.form}
@@ -164,14 +165,17 @@ class Cache:
             There is none.
         DamagedEntryError
             It was damaged; it has been set aside.
+        UnreadableResultError
+            It is sound, and cannot be unpickled here.
         """
         read = entries.mapped if mode == "map" else entries.copied
         head, buffers = self._read(key, lambda fd: read(fd, key))
         try:
             return deserialise(head.content["value"], buffers)
-        except Exception as error:
-            error.add_note(f"(while the result {key[:12]} was loaded from {self.path})")
+        except MemoryError:
             raise
+        except (Exception, SystemExit) as error:  # SystemExit would end the client, silently
+            raise self._unreadable(key, head.content["attributes"], error) from error
 
     def check(self, key: str) -> bool:
         """Tell whether a key has an entry that is whole: see :meth:`look`."""
@@ -205,6 +209,19 @@ class Cache:
             raise DamagedEntryError(
                 f"the result {key[:12]} in {self.path} was damaged, and is set aside: {error}"
             ) from error
+
+    def _unreadable(
+        self, key: str, attributes: Mapping[str, Any], error: BaseException
+    ) -> UnreadableResultError:
+        function = str(attributes.get("function") or "")
+        return UnreadableResultError(
+            f"the result of {function or 'a task'} cannot be unpickled here: {_said(error)}",
+            key=key,
+            function=function,
+            job_id=str(attributes.get("job_id") or "") or None,
+            state="done",
+            evidence=f"its entry in {self.path}, which is whole",
+        )
 
     # ---- out of the way --------------------------------------------------------------------
 
@@ -254,6 +271,14 @@ def _checked_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"not a name for an attribute of a result: {name!r}")
     noted: dict[str, Any] = json.loads(json.dumps(attributes, default=str))
     return noted
+
+
+def _said(error: BaseException) -> str:
+    """Return what an exception says; its words may be the user's code."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def _missing(key: str) -> MissingEntryError:

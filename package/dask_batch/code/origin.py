@@ -7,7 +7,8 @@ Notes
 -----
 A library installed in development mode (``pip install -e``) lies outside ``site-packages`` and
 counts as the user's own code: it is what the user edits. A module tree of a cluster counts as a
-library if it has a ``site-packages`` or ``dist-packages`` directory, as they do.
+library if it has a ``site-packages`` or ``dist-packages`` directory, as they do; a folder of any
+name that was filled by ``pip install --target``, for what pip has put there.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def is_user_module(name: str | None) -> bool:
     -------
     bool
         True for ``__main__``, for None, for modules that cannot be found or have no file and
-        are not built in, and for files outside the standard library and outside every
-        ``site-packages`` and ``dist-packages``. False for extension modules and archives, which
-        cannot travel, and for this package.
+        are not built in, and for files outside the standard library, outside every
+        ``site-packages`` and ``dist-packages``, and not put by pip where they are. False for
+        extension modules and archives, which cannot travel, and for this package.
     """
     if name is None or name in _MAIN:
         return True
@@ -108,10 +109,40 @@ def _is_user_file(file: str) -> bool:
         return False
     if any(d.endswith(_ARCHIVES) for d in directories) and not os.path.exists(path):
         return False
-    if path.endswith(".zip"):
+    if path.endswith(".zip") or _is_installed(path):
         return False
     spellings = {path, os.path.realpath(path)}
     return not any(p.startswith(place) for p in spellings for place in _standard_library())
+
+
+def _is_installed(path: str) -> bool:
+    """Whether pip has put a file where it is, in a folder from which modules are imported."""
+    for place in (os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)):
+        below = os.path.join(place, "")
+        if path.startswith(below) and path.removeprefix(below) in _installed(place):
+            return True
+    return False
+
+
+@functools.cache
+def _installed(place: str) -> frozenset[str]:
+    """Return the files that pip has put into a folder, as it has recorded them there."""
+    try:
+        names = [name for name in os.listdir(place) if name.endswith(".dist-info")]
+    except OSError:  # an archive, or not there
+        return frozenset()
+    if not names:
+        return frozenset()
+    import csv  # most folders never ask
+
+    found: set[str] = set()
+    for name in names:
+        try:
+            with open(os.path.join(place, name, "RECORD"), newline="", encoding="utf-8") as record:
+                found.update(os.path.normpath(row[0]) for row in csv.reader(record) if row)
+        except (OSError, UnicodeDecodeError, csv.Error):
+            continue  # without a record nobody can tell what is whose
+    return frozenset(found)
 
 
 @functools.cache

@@ -56,6 +56,8 @@ class Pickled:
 
     data: bytes
     buffers: tuple[memoryview, ...] = ()
+    own: bool = False
+    """Whether reading it calls code of the user's: functions, classes, what those say to do."""
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +108,7 @@ def dump_part(obj: Any, persistent_id: PersistentId | None = None) -> Pickled:
     else:
         pickler = _ReferringPickler(stream, out_of_band, persistent_id)
     pickler.dump(obj)
-    return Pickled(stream.getvalue(), tuple(buffers))
+    return Pickled(stream.getvalue(), tuple(buffers), pickler.own)
 
 
 def _said(reason: BaseException) -> str:
@@ -150,10 +152,12 @@ class _Pickler(pickle.Pickler):
     """Asks, for whatever pickle has no built-in way for, whether it is the user's."""
 
     _reducers: Reducers | None = None
+    own = False
 
     @property
     def by_value(self) -> Reducers:
         """What reduces the user's code; made when the first of it is met."""
+        self.own = True
         if self._reducers is None:
             from dask_batch.code.reducers import Reducers
 
@@ -198,6 +202,7 @@ class _Pickler(pickle.Pickler):
         )
         if not says_how or kind in copyreg.dispatch_table or not travels_by_value(kind):
             return NotImplemented
+        self.own = True
         reduction = obj.__reduce_ex__(5)
         is_name = isinstance(reduction, str)
         return self.by_value.singleton(obj, reduction) if is_name else reduction

@@ -1,7 +1,8 @@
 """What executorlib's users know by name, as far as it has a meaning here.
 
 ``from executorlib import X`` becomes ``from dask_batch import X``, and ``executorlib.api`` becomes
-``dask_batch.api``: see ``docs/migrating-from-executorlib.md``. The names are here, too.
+``dask_batch.api``: see ``docs/migrating-from-executorlib.md``. All names of executorlib's root are
+here, too: ``import dask_batch.compat as executorlib`` is another way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dask_batch import (
         BaseExecutor,
+        FluxClusterExecutor,
+        FluxJobExecutor,
+        SingleNodeExecutor,
+        SlurmClusterExecutor,
+        SlurmJobExecutor,
+        get_cache_data,
         get_cache_data_queue,
         get_future_from_cache,
         get_item_from_future,
@@ -21,6 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseExecutor",
+    "FluxClusterExecutor",
+    "FluxJobExecutor",
+    "SingleNodeExecutor",
+    "SlurmClusterExecutor",
+    "SlurmJobExecutor",
+    "get_cache_data",
     "get_cache_data_queue",
     "get_future_from_cache",
     "get_item_from_future",

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dask_batch.future import BatchFuture
+from dask_batch.future import BatchFuture, when_ended
 
 __all__ = ["batched"]
 
@@ -24,7 +24,7 @@ def batched(futures: Iterable[concurrent.futures.Future[Any]], n: int) -> list[B
     batches = [BatchFuture() for _ in range(-(-len(members) // size))]
     gathering = _Gathering(batches, size, len(members))
     for member in members:
-        member.add_done_callback(gathering.take)
+        when_ended(member, gathering.take)
     return batches
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim
 from dask_batch.cache.store import Cache
+from dask_batch.configuration.resource_values import entry_name
 from dask_batch.errors import MissingEntryError, TaskError
-from dask_batch.failures import failure_of
-from dask_batch.follow import Evidence, judge
-from dask_batch.history import History
-from dask_batch.resource_values import entry_name
-from dask_batch.standing import log_stem
+from dask_batch.evidence.history import History
+from dask_batch.evidence.standing import log_stem
+from dask_batch.verdicts.failures import failure_of
+from dask_batch.verdicts.follow import Evidence, judge
 
 __all__ = ["NotInCacheError", "failure", "index_of", "key_of", "opened"]
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dask_batch.compat.drawing import Drawing, wanted_drawing
+from dask_batch.configuration.options import Options
+from dask_batch.configuration.resource_values import flag, integer
 from dask_batch.errors import ConfigurationError
-from dask_batch.options import Options
-from dask_batch.resource_values import flag, integer
 
-__all__ = ["Parameters", "checked_workers"]
+__all__ = ["Parameters", "checked_workers", "refuse_swallowed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,34 @@ def checked_workers(number: Any) -> int | None:
             "goes to cache_directory="
         )
     raise ConfigurationError(f"max_workers must be a whole number, not {number!r}")
+
+
+def refuse_swallowed(function: Any, given: int) -> None:
+    """Refuse a call whose ``resource_dict`` was meant for the function: it would never arrive.
+
+    Parameters
+    ----------
+    function
+        Of the call; only plain functions are looked at.
+    given
+        How many arguments it has by position.
+
+    Raises
+    ------
+    ConfigurationError
+        The function cannot do without an argument of that name.
+    """
+    if not isinstance(function, types.FunctionType):
+        return
+    code = function.__code__
+    needed = code.co_varnames[given : code.co_argcount - len(function.__defaults__ or ())]
+    optional = function.__kwdefaults__ or {}
+    by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    if "resource_dict" in (*needed, *(name for name in by_name if name not in optional)):
+        raise ConfigurationError(
+            f"resource_dict= are the resources of the call, and {function.__qualname__} needs an "
+            "argument of that name: pass its own by position, or by functools.partial"
+        )
 
 
 def _flag(name: str, value: Any, *, default: bool = False) -> bool:

@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from dask_batch.cache.claims import Claim
 from dask_batch.cache.store import Cache
-from dask_batch.cached import CacheEntry, Calls
 from dask_batch.compat.families import asked_family, belongs
 from dask_batch.compat.lookup import failure
 from dask_batch.errors import ConfigurationError
-from dask_batch.history import History
-from dask_batch.overview import Overview
-from dask_batch.runs import result_entries
-from dask_batch.unfinished import unfinished_entry
+from dask_batch.evidence.history import History
+from dask_batch.upkeep.cached import CacheEntry, Calls
+from dask_batch.upkeep.overview import Overview
+from dask_batch.upkeep.runs import result_entries
+from dask_batch.upkeep.unfinished import unfinished_entry
 
 __all__ = ["check_config_directory", "get_cache_data_queue"]
 

@@ -10,13 +10,13 @@ from dask_batch.cache.claims import Claim
 from dask_batch.cache.store import Cache
 from dask_batch.compat.lookup import NotInCacheError, failure, key_of, opened
 from dask_batch.compat.waiting import awaited, finished
-from dask_batch.config import resolve
+from dask_batch.configuration.config import resolve
+from dask_batch.engine.request import Request
+from dask_batch.evidence.history import History
 from dask_batch.future import BatchFuture
-from dask_batch.history import History
-from dask_batch.overview import Overview
-from dask_batch.request import Request
-from dask_batch.reread import reread_jobs
 from dask_batch.session import open_session
+from dask_batch.submitting.reread import reread_jobs
+from dask_batch.upkeep.overview import Overview
 
 __all__ = ["get_future_from_cache"]
 

@@ -38,7 +38,10 @@ def split_future(future: concurrent.futures.Future[Any], n: int) -> list[ItemFut
     >>> exe.submit(scale, data, low, high)  # doctest: +SKIP
     """
     _check(future)
-    count = operator.index(n)
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be the number of items, not {n!r}") from None
     if count < 0:
         raise ValueError(f"n must not be negative, not {n!r}")
     return [ItemFuture(future, index) for index in range(count)]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dask_batch.compat.batches import batched
+from dask_batch.configuration.options import Options
 from dask_batch.errors import ConfigurationError
-from dask_batch.future import BatchFuture
-from dask_batch.options import Options
+from dask_batch.future import BatchFuture, when_ended
 
 __all__ = ["FixedWorkersError", "Surface"]
 
@@ -29,6 +29,8 @@ class Surface(concurrent.futures.Executor):
 
     _options: Options
     _shut_down: bool
+    _private: Any
+    """A cache for the time of this executor, where nobody has named one."""
     max_workers: Any
     _calls: weakref.WeakSet[concurrent.futures.Future[Any]]
     """The futures of the calls that have not ended."""
@@ -37,7 +39,7 @@ class Surface(concurrent.futures.Executor):
         """Count a call among those that have not ended."""
         if not future.done():
             self._calls.add(future)
-            future.add_done_callback(self._calls.discard)
+            when_ended(future, self._calls.discard)
         return future
 
     def _waiting(self) -> list[concurrent.futures.Future[Any]]:
@@ -61,14 +63,18 @@ class Surface(concurrent.futures.Executor):
         timeout
             Seconds, from now on, that all this may take; None: as long as it takes.
         chunksize
-            Has no meaning here: each call is a task.
+            Has no meaning here, as long as it is a positive number: each call is a task.
 
         Raises
         ------
+        ValueError
+            ``chunksize`` is not positive.
         TimeoutError
             An iterable, or while iterating a value, has not come in time. In the latter case, and
             with any other error, what has not started by then is cancelled.
         """
+        if chunksize < 1:
+            raise ValueError(f"chunksize must be >= 1, not {chunksize}")
         until = None if timeout is None else time.monotonic() + timeout
         found = [_value(iterable, until) for iterable in iterables]
         return super().map(fn, *found, timeout=_left_s(until), chunksize=chunksize)
@@ -113,7 +119,7 @@ class Surface(concurrent.futures.Executor):
         return {
             "backend": options.backend,
             **{name: asked.get(name, _DEFAULTS.get(name)) for name in _OF_EACH_CALL},
-            "cache_directory": str(options.cache_directory),
+            "cache_directory": None if self._private else str(options.cache_directory),
             "max_workers": self.max_workers,
             "max_cores": options.max_cores,
             "log_obj_size": options.log_obj_size,

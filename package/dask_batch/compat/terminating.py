@@ -7,7 +7,7 @@ from pathlib import Path
 from dask_batch.compat.families import asked_family, belongs
 from dask_batch.compat.lookup import key_of, opened
 from dask_batch.compat.queue import check_config_directory
-from dask_batch.runs import cancel, status
+from dask_batch.upkeep.runs import cancel, status
 
 __all__ = ["terminate_task_in_cache", "terminate_tasks_in_cache"]
 

@@ -12,10 +12,10 @@ from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim
 from dask_batch.cache.store import Cache
 from dask_batch.compat.lookup import NotInCacheError, failure, index_of
+from dask_batch.evidence.history import History
+from dask_batch.evidence.standing import log_stem
 from dask_batch.future import BatchFuture
-from dask_batch.history import History
-from dask_batch.overview import Overview
-from dask_batch.standing import log_stem
+from dask_batch.upkeep.overview import Overview
 
 __all__ = ["awaited", "finished"]
 
@@ -61,6 +61,7 @@ def awaited(cache: Cache, claim: Claim) -> BatchFuture:
     To cancel it ends the waiting, and nothing else.
     """
     future = BatchFuture(_Shelf(cache, claim), claim.key)
+    future._recorded()
     threading.Thread(
         target=_wait, args=(cache, future), name="dask-batch-waiting", daemon=True
     ).start()

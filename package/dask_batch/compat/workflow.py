@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from dask_batch.errors import GraphError
 from dask_batch.items import whole_of
-from dask_batch.packing import name_of
+from dask_batch.preparing.packing import name_of
 
 __all__ = ["Edge", "Node", "Workflow"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dask_batch.cache.definitions import Definition
 from dask_batch.code import pickling
+from dask_batch.errors import UnreadableResultError
 from dask_batch.job import checks
 from dask_batch.job.endings import ARGUMENTS, EndedError, described, summary
 from dask_batch.job.exit_codes import NO_MODULE
@@ -78,16 +79,17 @@ class Body:
             return load(*what)
         except EndedError:
             raise
-        except ImportError as error:
+        except BaseException as error:
+            found = error.__cause__ if isinstance(error, UnreadableResultError) else error
+            if not isinstance(found, ImportError):
+                raise self._failed(error) from error
             raise EndedError(
                 "environment",
-                checks.missing_module(error),
+                checks.missing_module(found),
                 exit_code=NO_MODULE,
-                module=error.name,
-                **described(error),
+                module=found.name,
+                **described(found),
             ) from error
-        except BaseException as error:
-            raise self._failed(error) from error
 
     def _computed(self, step: Step, values: Mapping[Hashable, Any], behind: int) -> Any:
         """Compute one step, with checkpoints of its own: ``behind`` is how many are to follow."""

@@ -30,7 +30,7 @@ MEANINGS = {
     NO_CACHE: "its node does not share the cache directory, or may not use it",
     BAD_PYTHON: "its interpreter is another Python than the one that the task was hashed under",
     NO_MODULE: "its interpreter lacks a module that the task needs",
-    NO_SPACE: "no space was left for its result, nor for the record of that",
+    NO_SPACE: "neither its result nor how it ended could be written into the cache",
     BAD_DEFINITION: "what it was to do could not be read",
     NO_DIRECTORY: "its working directory does not exist on its node",
 }

@@ -2,16 +2,22 @@
 
 It returned a mapping; a task's function gets from it, by name, the arguments that its call left
 open. Which function that is stands in the task: only the outermost call of a step is filled in.
+
+One name is filled in everywhere, as executorlib does: ``executorlib_worker_id`` is the worker's
+place among those of its client, and 0 in a job of its own.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dask_batch.job.endings import EndedError, described, summary
+from dask_batch.job.surroundings import WORKER_VARIABLE
 from dask_batch.spec import Call, Expression
 
 if TYPE_CHECKING:
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NOTHING", "Kept", "named"]
 
+_WORKER = "executorlib_worker_id"
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -56,11 +63,26 @@ class Kept:
 
     def filled(self, expression: Expression) -> Expression:
         """Return a call with the arguments that it left open, as far as they are kept here."""
-        if not self.named or not isinstance(expression, Call):
+        if not isinstance(expression, Call):
             return expression
-        open_names = _open_names(expression)
-        given = {name: self.named[name] for name in open_names if name in self.named}
+        values = self.named
+        if _asks_for_its_worker(expression.function):
+            values = {_WORKER: int(os.environ.get(WORKER_VARIABLE, "0")), **values}
+        if not values:
+            return expression
+        given = {name: values[name] for name in _open_names(expression) if name in values}
         return replace(expression, kwargs={**expression.kwargs, **given}) if given else expression
+
+
+def _asks_for_its_worker(function: Any) -> bool:
+    """Whether a function has a parameter for the worker that it runs on.
+
+    That is asked of every function, so none of the user's code may run for it.
+    """
+    if not isinstance(function, types.FunctionType):
+        return False
+    code = function.__code__
+    return _WORKER in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 def _open_names(call: Call) -> list[str]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from dask_batch.cache.definitions import Definition, read_definition
-from dask_batch.cache.directory import MARKER
+from dask_batch.cache.sections import MARKER
 from dask_batch.cache.store import Cache
 from dask_batch.errors import CacheError, DamagedEntryError, MissingEntryError
 from dask_batch.job.exit_codes import BAD_DEFINITION, NO_CACHE

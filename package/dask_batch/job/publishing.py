@@ -68,7 +68,8 @@ class Publication:
         try:
             self.cache.publish(self.key, value, attributes)
         except CacheError as error:
-            raise EndedError("unstorable", f"the result could not be written: {error}") from error
+            message = f"the result could not be written: {error}"
+            raise EndedError("unstorable", message, unwritten=True) from error
         except BaseException as error:  # a __reduce__ may raise anything
             raise unstorable(value, error) from error
 

@@ -40,6 +40,7 @@ from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.fitness import check_files, check_libraries, enter_surroundings
 from dask_batch.job.inputs import Inputs
 from dask_batch.job.kept import NOTHING, Kept
+from dask_batch.job.lifeline import Lifeline
 from dask_batch.job.opening import RefusedError, open_task
 from dask_batch.job.publishing import Publication
 from dask_batch.job.recording import record_end
@@ -113,21 +114,20 @@ class Attempt:
         cutoff = self._cutoff()
         cutoff.start()
         try:
-            self._make()
+            with Lifeline(self.cache.path):
+                self._make()
         except NoRecordError as ended:
             say(str(ended))
             return ended.exit_code
         except EndedError as ended:
             say(ended.log_text)
-            return record_end(self, ended.fields, ended.exit_code)
+            return self._ended(ended.fields, ended.exit_code)
         except Exception as error:
             # Not the function's doing: the surroundings, the cache, or this program.
             message = f"the job failed before or after its function: {summary(error)}"
             say(message)
             trace = described(error)["traceback"]
-            return record_end(
-                self, {"outcome": "died", "message": message, "traceback": trace}, FAILED
-            )
+            return self._ended({"outcome": "died", "message": message, "traceback": trace}, FAILED)
         finally:
             cutoff.stop()
         return self._done()
@@ -152,6 +152,17 @@ class Attempt:
             return
         Leader(self._publication(), self.definition).run()
 
+    def _ended(self, fields: Mapping[str, Any], exit_code: int) -> int:
+        """Record that the attempt has ended without a result, and return the exit code.
+
+        A cache may be removed as soon as its results are there, and another one made in its place:
+        that is not to be told of an attempt of the first.
+        """
+        if not self.definition.path.exists():
+            say("its cache has been removed: nobody asks how it has ended")
+            return exit_code
+        return record_end(self, fields, exit_code)
+
     def _done(self) -> int:
         remove_checkpoints(self.cache, self.key)
         return 0
@@ -160,6 +171,8 @@ class Attempt:
         """Return what writes down where this attempt stands when its time is nearly over."""
 
         def record(cut: Mapping[str, Any]) -> None:
+            if self.header.get("ranks"):  # the leader waits for them, and that is all it tells
+                cut = {**cut, "traceback": ""}
             who = {"job_id": self.job_id, "host": socket.gethostname(), "started": self.started}
             try:
                 attempts.record_cut(self.cache, self.key, self.generation, {**cut, **who})
@@ -192,7 +205,7 @@ class Attempt:
         """Record that the function ends the process by itself."""
         ended = left_by_itself(code)
         say(ended.message)
-        record_end(self, ended.fields, FAILED)
+        self._ended(ended.fields, FAILED)
 
     def _publication(self) -> Publication:
         return Publication(

@@ -13,6 +13,7 @@ __all__ = [
     "OF_A_JOB",
     "RUN_TIME_VARIABLE",
     "STEP_VARIABLE",
+    "WORKER_VARIABLE",
     "enter",
     "extend_path",
     "inside_job",
@@ -31,6 +32,9 @@ RUN_TIME_VARIABLE = "DASK_BATCH_RUN_TIME_S"
 STEP_VARIABLE = "DASK_BATCH_STEP_OPTIONS"
 """Set for the leader of ranks in an allocation: further options of the ``srun`` for them."""
 
+WORKER_VARIABLE = "DASK_BATCH_WORKER"
+"""Set in a worker that stays: its place among the workers of its client, counted from 0."""
+
 OF_A_JOB = frozenset(
     {
         "DASK_BATCH_BACKEND",
@@ -38,6 +42,7 @@ OF_A_JOB = frozenset(
         JOB_VARIABLE,
         RUN_TIME_VARIABLE,
         STEP_VARIABLE,
+        WORKER_VARIABLE,
     }
 )
 """What makes a process a job, and is not for the jobs that it hands over."""

@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from dask_batch.errors import ConfigurationError
 from dask_batch.testing.fake_batch.queue import opened, over
+from dask_batch.testing.on_path import OnPath
 from dask_batch.testing.slurm import Call
 
 __all__ = ["FakeBatch"]
@@ -32,7 +32,7 @@ _PROGRAM = (
 _STOP_S = 30.0
 
 
-class FakeBatch:
+class FakeBatch(OnPath):
     """The commands of a batch system, which run jobs as processes on this machine.
 
     Parameters
@@ -89,18 +89,6 @@ class FakeBatch:
             "second_s": second_s,
         }
 
-    def __enter__(self) -> FakeBatch:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def start(self) -> None:
         """Write the commands; the ``with`` statement does that."""
         (self.directory / "bin").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -125,10 +113,6 @@ class FakeBatch:
             if not left or time.monotonic() > deadline:
                 return
             time.sleep(0.02)
-
-    def environment(self) -> dict[str, str]:
-        """Return what to update an environment with, so that these are the system's commands."""
-        return {"PATH": f"{self.directory / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
 
     # ---- looking ---------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from dask_batch.errors import BackendUnavailableError
 from dask_batch.testing.fake_slurm import faults
 from dask_batch.testing.fake_slurm.command import ask
 from dask_batch.testing.incidents import Incidents
+from dask_batch.testing.on_path import OnPath
 
 __all__ = ["Call", "FakeSlurm"]
 
@@ -42,7 +42,7 @@ class Call:
     """Seconds since the epoch."""
 
 
-class FakeSlurm(Incidents):
+class FakeSlurm(Incidents, OnPath):
     """Slurm's commands, and one process behind them that runs jobs on this machine.
 
     Parameters
@@ -132,18 +132,6 @@ class FakeSlurm(Incidents):
         }
         self._controller: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> FakeSlurm:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     # -- being there ----------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -164,10 +152,6 @@ class FakeSlurm(Incidents):
         if self._controller is not None:
             self._tell("kill-all")
             self.down()
-
-    def environment(self) -> dict[str, str]:
-        """Return what to update an environment with, so that these are Slurm's commands."""
-        return {"PATH": f"{self.directory / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
 
     def up(self) -> None:
         """Start the controller, with the state that the one before it saved."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 from xml.etree import ElementTree
 
 from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.backends.commands.elements import elements
 from dask_batch.backends.commands.system import Waits, name_of, state_of
 
 __all__ = ["depend", "read_json", "read_text", "read_xml"]
@@ -95,14 +96,8 @@ def read_xml(text: str) -> dict[str, JobStatus]:
     ValueError
         It is no XML.
     """
-    if not text.strip():
-        return {}
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise ValueError(str(error)) from error
     found = {}
-    for job in root.iter("Job"):
+    for job in elements(text, "Job"):
         attributes = dict(_leaves(job))
         job_id = attributes.get("Job_Id", "")
         if job_id:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dask_batch.backends.base import Job, JobStatus
@@ -19,9 +17,11 @@ from dask_batch.backends.commands.script import (
 )
 from dask_batch.backends.commands.submission import Submitter
 from dask_batch.backends.commands.system import System, waits_of
+from dask_batch.backends.jobs import distinct, noted
 from dask_batch.backends.parallel import levels, submit_together
 from dask_batch.backends.patience import CANCEL_PATIENCE_S, Waiting
 from dask_batch.backends.slurm.script import job_command
+from dask_batch.backends.wakeable import Wakeable
 from dask_batch.errors import (
     BackendUnavailableError,
     CommandError,
@@ -36,7 +36,7 @@ PARALLEL = 4
 """Submissions at a time."""
 
 
-class CommandsBackend:
+class CommandsBackend(Wakeable):
     """Hands jobs to a batch system through its commands.
 
     Parameters
@@ -71,8 +71,7 @@ class CommandsBackend:
         self.name = system.name
         self._system = system
         self._command = command
-        self._news = threading.Event()
-        self._closed = threading.Event()
+        super().__init__()
         waiting = Waiting(self._closed.wait)
         self._asking = Asking(system.words, waiting)
         self._inquiry = Inquiry(system, self._asking)
@@ -91,7 +90,7 @@ class CommandsBackend:
                 f"{self._system.title} does not answer: {error}. Try again later, or use "
                 "backend='local'."
             ) from error
-        for job in _distinct(jobs):
+        for job in distinct(jobs):
             lost = refuse_what_is_not_printed(self._system, job.resources)
             if lost:
                 raise ResourceError(lost)
@@ -116,10 +115,7 @@ class CommandsBackend:
         """Return the script that would be submitted for a job."""
         waits = self._system.waits(waits_of(job, dependency))
         text = self._text(job)
-        if not waits:
-            return text
-        first, _, rest = text.partition("\n")
-        return f"{first}\n# submitted with {' '.join(waits)}\n{rest}"
+        return noted(text, *([f"submitted with {' '.join(waits)}"] if waits else []))
 
     def _text(self, job: Job) -> str:
         return script_text(self._system, job, self._command(job))
@@ -179,33 +175,3 @@ class CommandsBackend:
     def find(self, names: Collection[str]) -> dict[str, str]:
         """Look up job ids by unique job names."""
         return self._inquiry.find(names)
-
-    # -- waiting --------------------------------------------------------------------------------
-
-    def wait(self, timeout_s: float) -> None:
-        """Return after ``timeout_s``, or when woken; these systems send no news."""
-        self._news.wait(timeout_s)
-        self._news.clear()
-
-    def wake(self) -> None:
-        """End a :meth:`wait` of another thread, or the next one."""
-        self._news.set()
-
-    def close(self) -> None:
-        """Give up waiting; there is no connection to let go of."""
-        self._closed.set()
-        self._news.set()
-
-
-def _distinct(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Yield one job for each distinct request."""
-    seen: set[str] = set()
-    for job in jobs:
-        request = json.dumps(
-            {name: value for name, value in job.resources.items() if value is not None},
-            sort_keys=True,
-            default=str,
-        )
-        if request not in seen:
-            seen.add(request)
-            yield job

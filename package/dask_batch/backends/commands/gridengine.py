@@ -7,9 +7,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
-from xml.etree import ElementTree
 
 from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.backends.commands.elements import elements
 from dask_batch.backends.commands.system import (
     Argv,
     Listing,
@@ -59,14 +59,8 @@ def read_qstat(text: str) -> dict[str, JobStatus]:
     ValueError
         It is no XML.
     """
-    if not text.strip():
-        return {}
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise ValueError(str(error)) from error
     found = {}
-    for job in root.iter("job_list"):
+    for job in elements(text, "job_list"):
         job_id, word = job.findtext("JB_job_number", ""), job.findtext("state", "")
         state, reason = _state(word), ""
         if word.startswith("h") and job.find("predecessor_jobs") is None:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
-from xml.etree import ElementTree
 
 from dask_batch.backends.base import JobState, JobStatus
 from dask_batch.backends.commands.attributes import depend
+from dask_batch.backends.commands.elements import elements
 from dask_batch.backends.commands.system import (
     Argv,
     Listing,
@@ -53,14 +53,8 @@ def read_showq(text: str) -> dict[str, JobStatus]:
     ValueError
         It is no XML.
     """
-    if not text.strip():
-        return {}
-    try:
-        root = ElementTree.fromstring(text.strip())
-    except ElementTree.ParseError as error:
-        raise ValueError(str(error)) from error
     found = {}
-    for job in root.iter("job"):
+    for job in elements(text, "job"):
         job_id, word = job.get("JobID", ""), job.get("State", "")
         state, code, reason = state_of("Moab", _STATES, word), None, ""
         if state.ended:

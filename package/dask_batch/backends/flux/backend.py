@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
@@ -20,7 +18,9 @@ from dask_batch.backends.flux.requests import Writer, refuse_what_cannot_be, urg
 from dask_batch.backends.flux.rerun import Rerun
 from dask_batch.backends.flux.states import status_of
 from dask_batch.backends.flux.submission import Submitter
+from dask_batch.backends.jobs import distinct, noted
 from dask_batch.backends.slurm.script import job_command
+from dask_batch.backends.wakeable import Wakeable
 from dask_batch.errors import ResourceError
 
 __all__ = ["FluxBackend", "open_flux"]
@@ -54,7 +54,7 @@ def open_flux(name: str, uri: str | None = None) -> Backend:
     return Ended(name) if instance is None else FluxBackend(instance)
 
 
-class FluxBackend:
+class FluxBackend(Wakeable):
     """Hands jobs to a Flux instance.
 
     Parameters
@@ -79,7 +79,7 @@ class FluxBackend:
         self.name = name_of(instance.place)
         self.prompt = instance.owned
         self._instance = instance
-        self._news = threading.Event()
+        super().__init__()
         self._known_machine: Machine | None = None
         self._machine_until = 0.0
         self._urgencies: dict[str, int] = {}
@@ -95,7 +95,7 @@ class FluxBackend:
     def check(self, jobs: Sequence[Job]) -> None:
         """Compare each distinct request with what the instance has."""
         machine = self._machine()
-        for job in _distinct(jobs):
+        for job in distinct(jobs):
             refuse_what_cannot_be(job, machine)
 
     def _machine(self) -> Machine:
@@ -107,9 +107,8 @@ class FluxBackend:
     def script(self, job: Job, dependency: Sequence[str] = ()) -> str:
         """Return what would be run, with what is asked of Flux as comments."""
         waits = [Dependency("afterok", job_id) for job_id in dependency]
-        first, _, rest = self._writer.script(job).partition("\n")
         asked = self._writer.request(job, waits)
-        return "\n".join([first, *(f"# flux: {line}" for line in _described(asked)), rest])
+        return noted(self._writer.script(job), *(f"flux: {line}" for line in _described(asked)))
 
     # ---- hand-over ---------------------------------------------------------------------------
 
@@ -169,32 +168,11 @@ class FluxBackend:
         latest = ((name, newest(rows)) for name, rows in by_name.items())
         return {name: row.job_id for name, row in latest if row is not None}
 
-    # ---- waiting -----------------------------------------------------------------------------
-
-    def wait(self, timeout_s: float) -> None:
-        """Return after ``timeout_s``, on news of a job, or when woken."""
-        self._news.wait(timeout_s)
-        self._news.clear()
-
-    def wake(self) -> None:
-        """End a :meth:`wait` of another thread, or the next one."""
-        self._news.set()
-
     def close(self) -> None:
         """Let go of the instance. Jobs go on."""
         self._journal.close()
         self._instance.close()
-        self._news.set()
-
-
-def _distinct(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Yield one job for each distinct set of resources."""
-    seen: set[str] = set()
-    for job in jobs:
-        mark = json.dumps(dict(job.resources), sort_keys=True, default=str)
-        if mark not in seen:
-            seen.add(mark)
-            yield job
+        super().close()
 
 
 def _described(asked: object) -> Iterator[str]:

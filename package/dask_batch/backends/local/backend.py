@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from dask_batch.backends.base import Job, JobStatus
 from dask_batch.backends.gpus import Declared, Devices, visible
+from dask_batch.backends.jobs import noted, refuse_beyond
 from dask_batch.backends.local.connection import Connection, LostConnectionError
 from dask_batch.backends.local.known import SOURCE, Known, status_of
 from dask_batch.backends.local.machine import thread_variables
@@ -18,7 +19,7 @@ from dask_batch.backends.local.profiles import Profiles, check_resources, profil
 from dask_batch.backends.local.protocol import Message
 from dask_batch.backends.local.script import command, shell_script
 from dask_batch.backends.local.submission import parts
-from dask_batch.errors import ConfigurationError, ResourceError, SubmissionError
+from dask_batch.errors import ConfigurationError, SubmissionError
 
 __all__ = ["LocalBackend"]
 
@@ -84,22 +85,13 @@ class LocalBackend:
         with self._lock:
             queue = self._connected()
             for job in jobs:
-                self._check_cores(job)
+                refuse_beyond(job, self._max_cores)
                 check_resources(
                     job,
                     machine_cpus=queue.cpus,
                     machine_memory_bytes=queue.memory_bytes,
                     devices=self._devices(job.environment),
                 )
-
-    def _check_cores(self, job: Job) -> None:
-        asked = job.resources
-        cpus = (asked.get("cores") or 1) * (asked.get("threads_per_core") or 1)
-        if self._max_cores is not None and cpus > self._max_cores:
-            raise ResourceError(
-                f"job {job.name}: it asks for {cpus} CPUs, and max_cores={self._max_cores} is all "
-                "that this executor may use at a time; ask for less, or raise max_cores"
-            )
 
     def _devices(self, environment: Mapping[str, str]) -> Devices:
         """Return the GPUs that jobs with an environment may have."""
@@ -114,10 +106,7 @@ class LocalBackend:
             working_directory=how.working_directory,
             variables=thread_variables(how.cpus) | {"DASK_BATCH_BACKEND": self.name},
         )
-        if not dependency:
-            return text
-        first, _, rest = text.partition("\n")
-        return f"{first}\n# starts when these have completed: {', '.join(dependency)}\n{rest}"
+        return noted(text, *(f"starts when {job_id} has completed" for job_id in dependency))
 
     # ---- hand-over -------------------------------------------------------------------------
 

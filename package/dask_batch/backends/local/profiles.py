@@ -14,7 +14,7 @@ from dask_batch.backends.gpus import Devices, visible
 from dask_batch.backends.local.interpreter import package_environment
 from dask_batch.backends.local.machine import Machine
 from dask_batch.backends.local.script import DEFAULT_PROGRAM
-from dask_batch.backends.local.submission import Member, Profile
+from dask_batch.backends.local.submission import LONGEST_S, Member, Profile
 from dask_batch.errors import ResourceError
 from dask_batch.job.ranks.launch import MPIEXEC
 
@@ -89,8 +89,10 @@ def check_resources(
     if memory_bytes(wanted) > machine_memory_bytes:
         there = f"this machine has {machine_memory_bytes / _GB:.4g} GB"
         raise _refusal(job, "memory_max", f"{there}; ask for less")
+    if (wanted.get("run_time_max") or 0) >= LONGEST_S:
+        raise _refusal(job, "run_time_max", "that is no limit; leave it out, and there is none")
     if wanted.get("cwd") and not os.path.isdir(wanted["cwd"]):
-        raise _refusal(job, "cwd", "there is no such directory")
+        raise _refusal(job, "cwd", "there is no such directory; make it first")
     if wanted.get("python") and shutil.which(wanted["python"]) is None:
         raise _refusal(job, "python", "there is no such program")
 
@@ -102,7 +104,7 @@ def _too_few_gpus(wanted: int, devices: Devices) -> str:
         "there are, or a list"
     )
     if not devices.names:
-        sees = f" ({devices.variable} is empty)" if devices.variable else ""
+        sees = f" ({devices.variable} names none)" if devices.variable else ""
         return f"no GPUs are to be seen on this machine{sees}; leave it out, or {declare}"
     there = f"there are {len(devices.names)} ({devices.variable}={','.join(devices.names)})"
     return f"{wanted} GPUs are asked for, {there}; ask for at most that many; {declare}"

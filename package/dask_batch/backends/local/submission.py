@@ -18,10 +18,12 @@ from dask_batch.backends.local.records import Demand
 from dask_batch.backends.local.script import DEFAULT_PROGRAM
 from dask_batch.job.devices import VARIABLES, restricted
 
-__all__ = ["Member", "Profile", "Staged", "parts"]
+__all__ = ["LONGEST_S", "Member", "Profile", "Staged", "parts"]
 
 _TEXTS = ("definition", "log_directory", "working_directory", "python", "prologue", "program")
 _MAX_JOBS = 2_000_000
+LONGEST_S = 1e12
+"""No time limit is as long, in seconds."""
 _MAX_TEXT = 2**20
 _JOBS_PER_PART = 5_000
 _PROFILES_PER_PART = 200
@@ -227,7 +229,7 @@ def _whole(value: Any, *, least: int = 0) -> int:
 
 
 def _seconds(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value < 1e12:
+    if type(value) not in (int, float) or not 0 < value < LONGEST_S:
         raise ProtocolError(f"{value!r:.80} is not a time")
     return float(value)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from dask_batch.backends.base import Job, JobStatus
 from dask_batch.backends.command import Completed
+from dask_batch.backends.jobs import distinct
 from dask_batch.backends.parallel import levels, submit_together
 from dask_batch.backends.patience import CANCEL_PATIENCE_S, PATIENCE_S, Waiting
 from dask_batch.backends.slurm import parse, script
@@ -24,6 +22,7 @@ from dask_batch.backends.slurm.options import refuse_directives, refuse_reserved
 from dask_batch.backends.slurm.refusals import blames_parents
 from dask_batch.backends.slurm.rerun import ANSWER_PATIENCE_S, Rerun
 from dask_batch.backends.slurm.submission import Submitter
+from dask_batch.backends.wakeable import Wakeable
 from dask_batch.errors import (
     BackendError,
     BackendUnavailableError,
@@ -43,7 +42,7 @@ NODES_FOR_S = 600.0
 """For how long what ``sinfo`` said serves when many jobs are repeated."""
 
 
-class SlurmBackend:
+class SlurmBackend(Wakeable):
     """Hands jobs to Slurm through its commands.
 
     Parameters
@@ -75,8 +74,7 @@ class SlurmBackend:
         self._command = command
         self._known_nodes: list[parse.NodeKind] = []
         self._nodes_until = 0.0
-        self._news = threading.Event()
-        self._closed = threading.Event()
+        super().__init__()
         waiting = Waiting(self._closed.wait)
         self._commands = Commands(waiting)
         # Looked up at each call: tests put themselves in between.
@@ -90,7 +88,7 @@ class SlurmBackend:
     def check(self, jobs: Sequence[Job]) -> None:
         """Render the script of each distinct request, and compare it with what the nodes have."""
         nodes = self._nodes()
-        for job in _distinct(jobs):
+        for job in distinct(jobs, by=lambda job: bool(job.parents or job.after)):
             refuse_reserved(job.resources)
             text = self.script(job, ["1", "2"] if job.parents or job.after else [])
             if not text.startswith("#!"):
@@ -230,34 +228,3 @@ class SlurmBackend:
 
     def _ask(self, argv: Sequence[str]) -> Completed:
         return self._commands.ask(argv)
-
-    # -- waiting --------------------------------------------------------------------------------
-
-    def wait(self, timeout_s: float) -> None:
-        """Return after ``timeout_s``, or when woken; Slurm itself sends no news."""
-        self._news.wait(timeout_s)
-        self._news.clear()
-
-    def wake(self) -> None:
-        """End a :meth:`wait` of another thread, or the next one."""
-        self._news.set()
-
-    def close(self) -> None:
-        """Give up waiting; there is no connection to let go of."""
-        self._closed.set()
-        self._news.set()
-
-
-def _distinct(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Yield one job for each distinct request, with dependencies and without."""
-    seen: set[tuple[str, bool]] = set()
-    for job in jobs:
-        request = json.dumps(_plain(job.resources), sort_keys=True, default=str)
-        mark = (request, bool(job.parents or job.after))
-        if mark not in seen:
-            seen.add(mark)
-            yield job
-
-
-def _plain(resources: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in resources.items() if value is not None}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dask_batch.backends.base import JobState, JobStatus
+from dask_batch.backends.base import NO_LOGS, JobState, JobStatus
 from dask_batch.backends.slurm.states import job_state
 
 __all__ = [
@@ -161,7 +161,7 @@ def _status(
 def _how_it_was_ended(signal: int, reason: str) -> tuple[str, int | None]:
     """Return the reason for which a job ended by a "signal", and the signal if it was one."""
     if signal in _CANNOT_OPEN_LOGS:
-        return "the node could not open the job's log files", None
+        return NO_LOGS, None
     if signal in _SLURMD_ERRORS:
         return f"the node could not start the job: slurmd's error {signal}", None
     return "" if _SIGNAL_REASON.match(reason) else reason, signal

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from dask_batch.backends.base import Job, JobState, JobStatus
+from dask_batch.backends.jobs import noted, refuse_beyond
 from dask_batch.backends.local.records import Outcome, QueuedJob, RefusedError
-from dask_batch.backends.within.entries import ClientQueue, Ids, share_of
+from dask_batch.backends.within.entries import ClientQueue, Ids
 from dask_batch.backends.within.keeper import Keeper
 from dask_batch.backends.within.launcher import Launcher
 from dask_batch.backends.within.room import ChangingRoom, bounded
@@ -78,12 +79,7 @@ class WithinBackend:
     def check(self, jobs: Sequence[Job]) -> None:
         """Find what is wrong with jobs before any is submitted; see :class:`.base.Backend`."""
         for job in jobs:
-            cpus = share_of(job).cpus
-            if self._max_cores is not None and cpus > self._max_cores:
-                raise ResourceError(
-                    f"job {job.name}: it asks for {cpus} CPUs, and max_cores={self._max_cores} is "
-                    "all that this executor may use at a time; ask for less, or raise max_cores"
-                )
+            refuse_beyond(job, self._max_cores)
             _check_paths(job)
             _check_nodes(job)
             self._launcher.check(job)
@@ -91,10 +87,7 @@ class WithinBackend:
     def script(self, job: Job, dependency: Sequence[str] = ()) -> str:
         """Return what would be run for a job, for people to read."""
         text = self._launcher.script(job)
-        if not dependency:
-            return text
-        first, _, rest = text.partition("\n")
-        return f"{first}\n# starts when these have completed: {', '.join(dependency)}\n{rest}"
+        return noted(text, *(f"starts when {job_id} has completed" for job_id in dependency))
 
     # ---- hand-over -------------------------------------------------------------------------
 
@@ -287,7 +280,8 @@ def _check_paths(job: Job) -> None:
     wanted = job.resources
     if wanted.get("cwd") and not os.path.isdir(wanted["cwd"]):
         raise ResourceError(
-            f"job {job.name}: resource 'cwd' = {wanted['cwd']!r}: there is no such directory"
+            f"job {job.name}: resource 'cwd' = {wanted['cwd']!r}: there is no such directory; "
+            "make it first"
         )
     python = wanted.get("python")
     if python and shutil.which(python) is None and shutil.which(python.split()[0]) is None:

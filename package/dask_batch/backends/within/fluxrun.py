@@ -9,18 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.command import run
 from dask_batch.backends.within import commands
-from dask_batch.backends.within.children import Child
+from dask_batch.backends.within.attached import Attached
 from dask_batch.backends.within.entries import share_of
 from dask_batch.backends.within.launcher import Ended, Room
 from dask_batch.backends.within.processes import ProcessLauncher, StartedProcess, ended_process
@@ -31,7 +29,6 @@ __all__ = ["FluxRunLauncher", "Instance", "read_attached", "this_instance"]
 NAME: Final = "flux-step"
 _GUARD: Final = str(Path(__file__).with_name("fluxguard.py"))
 _TIMEOUT_S: Final = 60.0
-_MESSAGE_BYTES: Final = 4000
 _TEMPLATE_MARK: Final = "{{"
 _MEANINGLESS: Final = {
     "memory_max": "limit of memory (Flux sets none)",
@@ -150,7 +147,7 @@ class FluxRunLauncher:
 
     # ---- starting --------------------------------------------------------------------------
 
-    def start(self, job: Job, job_id: str) -> StartedFluxJob | StartedProcess:
+    def start(self, job: Job, job_id: str) -> Attached | StartedProcess:
         """Start a job.
 
         Raises
@@ -162,17 +159,15 @@ class FluxRunLauncher:
             self._leaders.news = self.news
             return self._leaders.start(job, job_id)
         logs = commands.prepare_logs(job)
-        words = tempfile.TemporaryFile()  # noqa: SIM115 - what is said is read when it has ended
-        child = Child.start(
+        return Attached.start(
+            # A SIGTERM makes the guard cancel it, and Flux ends it by force after a while.
             [sys.executable, "-I", "-S", _GUARD, *self._options(job, logs), *_command(job)],
             env={**commands.environment(job, job_id, NAME), **self._own},
             cwd=commands.directory(job),
-            stdout=words,
-            stderr=words,
-            dies_by=signal.SIGTERM,
+            log=logs[1],
+            read=read_attached,
             news=self.news,
         )
-        return StartedFluxJob(child, words, logs[1])
 
     def _options(self, job: Job, logs: tuple[str, str]) -> list[str]:
         wanted = job.resources
@@ -212,33 +207,6 @@ def _command(job: Job) -> list[str]:
     """Return what Flux is to run: the job, in an instance of its own where that is asked for."""
     nested = ["flux", "start"] if job.resources.get("flux_executor_nesting") else []
     return [*nested, *commands.command(job)]
-
-
-@dataclass(slots=True)
-class StartedFluxJob:
-    """A job of Flux: what is known of it is what its guard says."""
-
-    child: Child
-    words: IO[Any]
-    log: str
-
-    def ended(self) -> Ended | None:
-        """Return how it has ended; None while it runs."""
-        code = self.child.process.poll()
-        if code is None:
-            return None
-        self.words.seek(0, os.SEEK_END)
-        self.words.seek(max(0, self.words.tell() - _MESSAGE_BYTES))
-        said = self.words.read().decode("utf-8", "replace").strip()
-        self.words.close()
-        how = read_attached(code, said)
-        if how.reason and how.exit_code is None:
-            commands.add_to_log(self.log, said)
-        return how
-
-    def kill(self) -> None:
-        """End it: its guard cancels it, and Flux ends it by force after a while."""
-        self.child.signal(signal.SIGTERM)
 
 
 def read_attached(code: int, said: str) -> Ended:

@@ -11,20 +11,19 @@ import os
 import re
 import shlex
 import signal
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import IO, Any, Final
+from typing import Final
 
 from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.slurm.options import gpu_option, log_pattern, memory_mb
 from dask_batch.backends.within import commands
 from dask_batch.backends.within.allocation import Allocation, this_allocation
-from dask_batch.backends.within.children import Child
+from dask_batch.backends.within.attached import Attached
 from dask_batch.backends.within.entries import share_of
 from dask_batch.backends.within.launcher import Ended, Room
 from dask_batch.backends.within.processes import ProcessLauncher, StartedProcess, ended_process
 from dask_batch.errors import ResourceError
+from dask_batch.job.ranks.launch import MPIEXEC
 from dask_batch.job.surroundings import STEP_VARIABLE
 
 __all__ = ["StepLauncher", "read_end"]
@@ -51,7 +50,10 @@ _OF_A_STEP: Final = (
     "SLURM_NTASKS", "SLURM_SRUN", "SLURM_STEP", "SLURM_TRES_PER_TASK",
 )  # fmt: skip
 """What an srun in an srun would take for its own options."""
-_MESSAGE_BYTES: Final = 4000
+_CONNECTION: Final = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_HET_SIZE")
+"""Where to find Slurm; and that a job has several components, or srun would know no default."""
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGKILL)
+"""srun ends its step by force on the first; if it is killed itself, Slurm does."""
 
 
 class StepLauncher:
@@ -70,8 +72,7 @@ class StepLauncher:
         self.allocation = allocation
         own = {name: value for name, value in environ.items() if name.startswith("SLURM")}
         self._connection = {
-            name: own[name] for name in ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
-            if name in own
+            name: own[name] for name in _CONNECTION if name in own
         } | {"SLURM_JOB_ID": allocation.job_id}  # fmt: skip
         of_leaders = {n: v for n, v in own.items() if not n.startswith(_OF_A_STEP)}
         if allocation.in_step:
@@ -139,7 +140,7 @@ class StepLauncher:
 
     # ---- starting --------------------------------------------------------------------------
 
-    def start(self, job: Job, job_id: str) -> StartedStep | StartedProcess:
+    def start(self, job: Job, job_id: str) -> Attached | StartedProcess:
         """Start a step for a job.
 
         Raises
@@ -151,18 +152,17 @@ class StepLauncher:
             self._leaders.news = self.news
             return self._leaders.start(job, job_id, _for_ranks(job, self.allocation.nodes))
         out, err = commands.prepare_logs(job)
-        words = tempfile.TemporaryFile()  # noqa: SIM115 - what srun says is read when it has ended
         with open(out, "ab") as stdout:
-            child = Child.start(
+            return Attached.start(
                 [*self._options(job, err), *commands.command(job)],
                 env={**commands.environment(job, job_id, NAME), **self._connection},
                 cwd=commands.directory(job),
                 stdout=stdout,
-                stderr=words,
-                dies_by=signal.SIGTERM,  # on which srun ends its step by force
+                log=err,
+                read=read_end,
+                signals=_SIGNALS,
                 news=self.news,
             )
-        return StartedStep(child, words, err)
 
     def _options(self, job: Job, err: str) -> list[str]:
         wanted = job.resources
@@ -174,7 +174,7 @@ class StepLauncher:
             f"--mem={_memory(job)}",
             gpu_option(wanted) or "--gres=none",  # else it would have all of them
             *(f"--error={log_pattern(err)}", "--open-mode=append"),
-            *("--input=none", "--mpi=none"),
+            *("--input=none", *_mpi(wanted.get("pmi_mode"))),
             *(wanted.get("slurm_cmd_args") or ()),
         ]  # fmt: skip
 
@@ -182,33 +182,9 @@ class StepLauncher:
         """Nothing is held."""
 
 
-@dataclass(slots=True)
-class StartedStep:
-    """A job that is a step: what is known of it is what its srun says."""
-
-    child: Child
-    words: IO[Any]
-    log: str
-    _asked: bool = field(default=False)
-
-    def ended(self) -> Ended | None:
-        """Return how it has ended; None while it runs."""
-        code = self.child.process.poll()
-        if code is None:
-            return None
-        self.words.seek(0, os.SEEK_END)
-        self.words.seek(max(0, self.words.tell() - _MESSAGE_BYTES))
-        said = self.words.read().decode("utf-8", "replace").strip()
-        self.words.close()
-        how = read_end(code, said)
-        if how.reason and how.exit_code is None:
-            commands.add_to_log(self.log, said)
-        return how
-
-    def kill(self) -> None:
-        """End it: srun ends its step by force, at once; Slurm does if srun is killed."""
-        self.child.signal(signal.SIGKILL if self._asked else signal.SIGTERM)
-        self._asked = True
+def _mpi(mode: str | None) -> tuple[str, ...]:
+    """Return the option for a process that uses MPI by itself; srun has a default of the site's."""
+    return (f"--mpi={mode}",) if mode and mode != MPIEXEC else ()
 
 
 def _memory(job: Job) -> str:

@@ -17,6 +17,7 @@ from dask_batch.backends.base import Job, JobState
 from dask_batch.backends.within.launcher import Ended, Launcher, Started
 from dask_batch.backends.workers.worker import State, Worker, words_of
 from dask_batch.errors import BackendError, NoWorkerError, SubmissionError
+from dask_batch.job.surroundings import WORKER_VARIABLE
 
 __all__ = ["Staff"]
 
@@ -119,7 +120,9 @@ class Staff:
         if self.closing or not self._due:
             return None
         number = next(self._numbers)
-        worker = self.workers[number] = Worker(number, self._due.popleft())
+        taken = {worker.place for worker in self.workers.values()}
+        place = next(place for place in itertools.count() if place not in taken)
+        worker = self.workers[number] = Worker(number, place, self._due.popleft())
         return worker
 
     def start(self, worker: Worker) -> Started:
@@ -131,7 +134,12 @@ class Staff:
             It cannot be started.
         """
         number = worker.number
-        job = replace(self.like, index=number, name=f"{self.like.name}-{number}")
+        job = replace(
+            self.like,
+            index=number,
+            name=f"{self.like.name}-{number}",
+            environment={**self.like.environment, WORKER_VARIABLE: str(worker.place)},
+        )
         return self.starter.start(job, job.name)
 
     def launched(self, worker: Worker, started: Started) -> None:

@@ -63,6 +63,8 @@ class Worker:
     ----------
     number
         Of this process of a keeper: no other ever has it.
+    place
+        Where it stands among the workers: the lowest that none of the others has.
     restarts
         How often the process in its place has died before.
     started
@@ -74,6 +76,7 @@ class Worker:
     """
 
     number: int
+    place: int = 0
     restarts: int = 0
     started: Started | None = None
     state: State = State.STARTING

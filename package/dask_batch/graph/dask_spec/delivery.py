@@ -29,8 +29,9 @@ from dask_batch.spec import references
 __all__ = ["Delivery", "deliver"]
 
 # Dask's configuration is shared by all threads: two that set and restore the same value at the
-# same time could leave each other's behind.
-_configuration_lock = threading.Lock()
+# same time could leave each other's behind. One thread may come here again: some expressions
+# compute what they know of their result while they are materialised.
+_configuration_lock = threading.RLock()
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, TypeAlias
 
 from dask_batch.errors import GraphError
+from dask_batch.graph.dask_spec.bags import group_by_results
 from dask_batch.spec import Build, Call, Expression, Ref
 
 __all__ = ["mend_expression", "mend_tasks"]
@@ -91,10 +92,11 @@ def _rules() -> Mapping[type, Rule]:
 
 
 def mend_tasks(bodies: Mapping[Hashable, Expression]) -> dict[Hashable, Expression]:
-    """Exchange disk shuffles of DataFrames that have already become tasks.
+    """Exchange disk shuffles that have already become tasks.
 
-    That is how they arrive when DataFrames are computed together with arrays or bags. Each
-    partition is split into a dictionary, and an output takes its share of every dictionary.
+    Those of bags always have; those of DataFrames have when they are computed together with arrays
+    or bags. Each partition of these is split into a dictionary, and an output takes its share of
+    every dictionary.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def mend_tasks(bodies: Mapping[Hashable, Expression]) -> dict[Hashable, Expressi
     for name, body in bodies.items():
         if _is(body, _EXPRESSIONS, "DiskShuffle._shuffle_group"):
             splits.setdefault(body.args[3].name, []).append(name)
-    mended = dict(bodies)
+    mended = group_by_results(bodies)
     for name, body in bodies.items() if splits else ():
         if _is(body, _EXPRESSIONS, "DiskShuffle._shuffle_group"):
             mended[name] = _split(name, body)

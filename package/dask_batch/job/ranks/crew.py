@@ -21,7 +21,9 @@ from typing import Any, Final
 from dask_batch.cache.definitions import Definition
 from dask_batch.job.endings import EndedError
 from dask_batch.job.publishing import Publication
+from dask_batch.job.ranks.apart import tidy
 from dask_batch.job.ranks.exchange import Exchange
+from dask_batch.job.ranks.last_words import OWN_LOG
 from dask_batch.job.ranks.launch import Launch, launch
 from dask_batch.job.ranks.leader import Leader, advice_on, end_ranks, first_of, thread_variables
 from dask_batch.job.ranks.library import Library, find_library
@@ -57,10 +59,13 @@ class Crew:
     ----------
     lost
         Whether the ranks have died otherwise than by an exception.
+    log
+        The stderr of what has started the ranks.
     """
 
     def __init__(self, asked: Mapping[str, Any], folder: Path, initial: Path | None) -> None:
         self.lost = False
+        self.log = ""
         self._asked = asked
         self._folder = folder
         self._initial = initial
@@ -86,6 +91,8 @@ class Crew:
         task = (self._initial, 0) if self._initial is not None else None
         exchange = self.order({}, task)
         ours = [sys.executable, "-P", "-m", "dask_batch.job.ranks.staying"]
+        with contextlib.suppress(OSError):  # it is closed
+            self.log = os.readlink(OWN_LOG)  # a later task has a log of its own, srun keeps this
         try:
             self._process = subprocess.Popen(
                 [*self._how.argv, *ours, str(self._folder), str(self._orders)],
@@ -198,6 +205,7 @@ class Crew:
         if self._process is not None:
             begun = self._begun or (self._exchange.begun() if self._exchange is not None else [])
             end_ranks(self._process, begun)
+            tidy(self._folder)
 
     def close(self) -> None:
         """End the ranks, and remove what they were told."""
@@ -220,6 +228,7 @@ class _CrewLeader(Leader):
     def __init__(self, publication: Publication, definition: Definition, crew: Crew) -> None:
         super().__init__(publication, definition)
         self._crew = crew
+        self._log = crew.log
 
     def run(self) -> None:
         one, crew = self._publication, self._crew

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,7 +19,9 @@ from typing import Any, Final
 from dask_batch.cache.definitions import Definition
 from dask_batch.job.endings import EndedError, NoRecordError
 from dask_batch.job.publishing import Publication
+from dask_batch.job.ranks.apart import tidy
 from dask_batch.job.ranks.exchange import Exchange, exchange_path
+from dask_batch.job.ranks.last_words import OWN_LOG, first_end, out_of_memory
 from dask_batch.job.ranks.launch import Launch, launch
 from dask_batch.job.ranks.library import Library, find_library
 from dask_batch.job.say import say
@@ -35,12 +36,6 @@ _TERM_S = 2.0
 """How long whoever started them may take to end them when told to."""
 _KILLED: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU})
 _FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE})
-_TAIL_BYTES = 8192
-_OOM: Final = re.compile(
-    rb"^(?:(?:slurmstepd|srun)\b.*(?:oom.kill|out.of.memory)"
-    rb"|\[[^]\n]+\] error: Detected \d+ oom_kill)",  # from Slurm 25.05 on, without a name
-    re.M | re.I,
-)
 
 
 class Leader:
@@ -58,6 +53,7 @@ class Leader:
         self._publication = publication
         self._asked: Mapping[str, Any] = definition.header["ranks"]
         self._definition = definition
+        self._log = OWN_LOG
 
     def run(self) -> None:
         """Start the ranks, and return when their result is in the store.
@@ -80,6 +76,7 @@ class Leader:
                 self._watch(process, exchange)
             finally:
                 end_ranks(process, exchange.begun())
+                tidy(path)
             self._judge(process.returncode, exchange, (how, library))
         finally:
             exchange.remove()
@@ -140,10 +137,12 @@ class Leader:
         if failures:
             raise first_of(failures, self._asked["count"])
         number = _signal_of(code, bare=means[0].tells_bare_signals)
+        if number == signal.SIGTERM and (first := first_end(self._log)) is not None:
+            code, number = first, _signal_of(first, bare=False)
         if number in _KILLED:
             message = f"the ranks were killed by signal {number}, and left no record of why"
             raise NoRecordError(message, exit_code=128 + number)
-        if _out_of_memory():
+        if out_of_memory(self._log):
             raise NoRecordError("the ranks used more memory than there is", exit_code=137)
         raise self._unexplained(code, number, exchange, means)
 
@@ -223,18 +222,6 @@ def advice_on(how: Launch, library: Library) -> str:
             "5 needs the plugin flux-pmix and pmi_mode='pmix', or pmi_mode='mpiexec'"
         )
     return f"is {how.argv[0]} the one of {library.name}?"
-
-
-def _out_of_memory() -> bool:
-    """Whether the last lines of this job's stderr tell that the kernel killed a rank for memory."""
-    try:
-        with open("/proc/self/fd/2", "rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - _TAIL_BYTES))
-            tail = log.read()
-    except OSError:  # not a file that can be read
-        return False
-    return bool(_OOM.search(tail))
 
 
 # ---- ending them -----------------------------------------------------------------------------

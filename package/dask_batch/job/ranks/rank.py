@@ -27,6 +27,7 @@ from dask_batch.job.fitness import check_files, check_libraries, enter_surroundi
 from dask_batch.job.inputs import Inputs
 from dask_batch.job.kept import NOTHING, Kept
 from dask_batch.job.publishing import Publication, unstorable
+from dask_batch.job.ranks.apart import keep_apart, tidy
 from dask_batch.job.ranks.exchange import Exchange
 from dask_batch.job.ranks.messages import (
     UnreadableError,
@@ -48,7 +49,7 @@ def main(definition: str, index: int, folder: str) -> int:
     order = exchange.order()
     rank: int | None = None
     try:
-        mpi = started_mpi()
+        mpi = started_mpi(exchange.path)
         rank = mpi.COMM_WORLD.rank
         exchange.begin_rank(rank)
         check_size(mpi, order)
@@ -59,12 +60,19 @@ def main(definition: str, index: int, folder: str) -> int:
         failed = EndedError("died", f"a rank failed: {summary(error)}", **described(error))
         return _failed(exchange, rank, failed, order["count"])
     mpi.Finalize()
+    tidy(exchange.path)
     return 0
 
 
-def started_mpi() -> Any:
-    """Initialise MPI and return mpi4py's module."""
-    _keep_apart()
+def started_mpi(task: Path) -> Any:
+    """Initialise MPI and return mpi4py's module.
+
+    Parameters
+    ----------
+    task
+        The directory through which the leader talks to its ranks.
+    """
+    keep_apart(task)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -72,16 +80,6 @@ def started_mpi() -> Any:
             "environment", f"a rank cannot use MPI: {summary(error)}", exit_code=NO_MODULE
         ) from error
     return MPI
-
-
-def _keep_apart() -> None:
-    """Keep jobs of one Flux instance out of each other's shared memory.
-
-    Open MPI 4 numbers all of them alike, and names its segments on a node by that number only.
-    """
-    folder = os.environ.get("FLUX_JOB_TMPDIR")
-    if folder:
-        os.environ.setdefault("OMPI_MCA_btl_vader_backing_directory", folder)
 
 
 def check_size(mpi: Any, order: Mapping[str, Any]) -> None:
@@ -106,6 +104,18 @@ def _failed(exchange: Exchange, rank: int | None, ended: EndedError, count: int)
 
         MPI.COMM_WORLD.Abort(FAILED)
     return ended.exit_code or FAILED
+
+
+def _still_initialised() -> None:
+    """See that the ranks can still talk to each other after the function has returned."""
+    from mpi4py import MPI
+
+    if MPI.Is_finalized():
+        raise EndedError(
+            "died",
+            "the function has called MPI.Finalize(), and its values could not be gathered: leave "
+            "the call out, MPI is finalised after the function",
+        )
 
 
 def _shared_memory() -> int:
@@ -147,7 +157,9 @@ class Rank:
             self._take_devices(header["ranks"]["gpus"])
         checkpoints = checkpoint_path(self._cache, self._key)
         with Contained(self._left):
-            return Body(self._definition, self._inputs(), checkpoints, kept).value()
+            value = Body(self._definition, self._inputs(), checkpoints, kept).value()
+        _still_initialised()
+        return value
 
     def publish(self, value: Any, pickled: pickling.Pickled | None) -> None:
         """Gather what all ranks have computed; the first of them publishes it."""

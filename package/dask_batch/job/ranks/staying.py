@@ -16,13 +16,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dask_batch.cache.directory import MARKER
+from dask_batch.cache.sections import MARKER
 from dask_batch.errors import CacheError
 from dask_batch.job.containment import dump_crashes
 from dask_batch.job.endings import EndedError, described, summary
 from dask_batch.job.exit_codes import FAILED
 from dask_batch.job.kept import NOTHING, Kept, named
 from dask_batch.job.leavings import Standing
+from dask_batch.job.ranks.apart import tidy
 from dask_batch.job.ranks.exchange import Exchange
 from dask_batch.job.ranks.pace import Pace
 from dask_batch.job.ranks.rank import Rank, check_size, started_mpi
@@ -181,7 +182,7 @@ def main(folder: str, first: int) -> int:
     order = exchange.order()
     rank: int | None = None
     try:
-        mpi = started_mpi()
+        mpi = started_mpi(Path(folder))
         rank = mpi.COMM_WORLD.rank
         exchange.begin_rank(rank)
         check_size(mpi, order)
@@ -207,6 +208,7 @@ def main(folder: str, first: int) -> int:
         say(failed.log_text)
         return _abort(rank)
     mpi.Finalize()
+    tidy(Path(folder))
     return 0
 
 

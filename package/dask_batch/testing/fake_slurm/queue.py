@@ -58,7 +58,9 @@ class Queue:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take over what a controller before this one saved."""
         self.next_id = saved["next_id"]
-        self.jobs = {job["job_id"]: JobRecord(**job) for job in saved["jobs"]}
+        jobs = (JobRecord(**job) for job in saved["jobs"])
+        # One without a script was forgotten after this had been saved.
+        self.jobs = {job.job_id: job for job in jobs if Path(job.folder).is_dir()}
 
     # -- requests -------------------------------------------------------------------------------
 

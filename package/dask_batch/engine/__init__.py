@@ -1,0 +1,1 @@
+"""Where both doors meet: requests are handed over, and what comes of them is followed."""

@@ -1,0 +1,1 @@
+"""The hand-over of prepared jobs, and reading one back: claim, define, submit, record, release."""
