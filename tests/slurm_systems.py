@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -42,6 +44,13 @@ class System(ContractSystem):
         self.fake = fake
         self.backend = SlurmBackend(command=self.argv_of)
 
+    @functools.cached_property
+    def version(self) -> tuple[int, int]:
+        """Which Slurm it is: year and month."""
+        said = self.command("sbatch", "--version").stdout
+        year, month = re.findall(r"\d+", said)[:2]
+        return int(year), int(month)
+
     def go(self, *jobs: Job) -> list[str]:
         """Hand jobs over and release them, whatever there is to be said of them."""
         ids = self.submit(*jobs)
@@ -66,7 +75,10 @@ class System(ContractSystem):
             time.sleep(0.05)
 
 
+NEWEST = "26.05.5"
 REAL = pytest.param("real", marks=pytest.mark.slurm)
+each_version = pytest.mark.parametrize("system", ["fake", NEWEST, REAL], indirect=True)
+"""Where versions differ: the fake as the oldest and as the newest, and the real one as it is."""
 UID = str(os.getuid())
 
 
@@ -80,7 +92,8 @@ def system(request, tmp_path, monkeypatch):
         yield system
         system.backend.close()
         return
-    with FakeSlurm(tmp_path / "fake", **CI_CLUSTER) as fake:
+    version = {} if request.param == "fake" else {"version": request.param}
+    with FakeSlurm(tmp_path / "fake", **CI_CLUSTER, **version) as fake:
         monkeypatch.setenv("PATH", fake.environment()["PATH"])
         system = System(tmp_path / "logs", fake)
         yield system

@@ -186,6 +186,12 @@ def ranks(folder: Path) -> Any:
         return [f.result() for f in futures]
 
 
+def by_mpiexec(folder: Path) -> Any:
+    with Executor() as exe:
+        asked = {"cores": 2, "pmi_mode": "mpiexec"}
+        return exe.submit(ranked, folder, "mpiexec", "mpiexec", resource_dict=asked).result()
+
+
 def alone(folder: Path) -> Any:
     """Use MPI in one process: in a step as its library needs it, and in one of another kind."""
     told: list[Any] = []

@@ -11,7 +11,7 @@ from dask_batch.backends.base import JobState
 from dask_batch.errors import SubmissionError
 from dask_batch.verdicts.diagnosis import diagnose
 from dask_batch.verdicts.follow import Outcome
-from slurm_systems import UID, forget, only_fake, sacct, wait_until
+from slurm_systems import UID, each_version, forget, only_fake, sacct, wait_until
 
 pytest_plugins = ["slurm_systems"]
 
@@ -105,6 +105,7 @@ ENDS = {
 }
 
 
+@each_version
 @pytest.mark.parametrize("how", ENDS)
 def test_the_end_of_a_job(system, how, monkeypatch):
     line, state, exit_code, signal = ENDS[how]
@@ -112,6 +113,7 @@ def test_the_end_of_a_job(system, how, monkeypatch):
     (job_id,) = system.go(job)
     seen = system.wait_for(job, state)
     assert (seen.exit_code or None, seen.signal, seen.source) == (exit_code, signal, "squeue")
+    assert seen.reason in ("", "NonZeroExitCode")
     forget(system, monkeypatch)
     later = system.wait_for(job, state)
     assert (later.exit_code or None, later.signal, later.source) == (exit_code, signal, "sacct")
@@ -120,6 +122,7 @@ def test_the_end_of_a_job(system, how, monkeypatch):
     wait_until(lambda: system.command(*sacct(job_id, "JobName")).stdout == f"{job.name}\n")
 
 
+@each_version
 def test_logs_that_cannot_be_opened(system, monkeypatch):
     job = system.job()
     system.submit(job)
@@ -128,7 +131,9 @@ def test_logs_that_cannot_be_opened(system, monkeypatch):
     system.backend.release([system.ids[job.name]])
     seen = system.wait_for(job, JobState.FAILED)
     job_id = system.ids[job.name]
-    assert system.row(job_id, "%T|%r") == "FAILED|JobLaunchFailure"
+    newer = system.version >= (24, 11)
+    reason = "RaisedSignal:53(Real-time signal 19)" if newer else "JobLaunchFailure"
+    assert system.row(job_id, "%T|%r") == f"FAILED|{reason}"
     argv = sacct(job_id, "State,ExitCode")
     wait_until(lambda: system.command(*argv).stdout == "FAILED|0:53\n")
     forget(system, monkeypatch)
@@ -160,6 +165,7 @@ def test_a_directory_that_does_not_exist(system):
     assert said.endswith("\n/tmp\n")
 
 
+@each_version
 def test_cancelling_waiting_running_ended_and_unknown(system, monkeypatch):
     held, running, ended = system.job(), system.job("sleep 1000"), system.job()
     system.submit(held)
@@ -174,9 +180,12 @@ def test_cancelling_waiting_running_ended_and_unknown(system, monkeypatch):
     for job in (held, running):
         assert system.wait_for(job, JobState.CANCELLED).word == f"CANCELLED by {UID}"
     said = (system.logs / f"{running.index}.err").read_text()
-    assert re.search(rf"\*\*\* JOB {system.ids[running.name]} ON n\d CANCELLED AT \S+ \*\*\*", said)
+    why = " DUE to SIGNAL Terminated" if system.version >= (25, 5) else ""
+    job_id = system.ids[running.name]
+    assert re.search(rf"\*\*\* JOB {job_id} ON n\d CANCELLED AT \S+{why} \*\*\*", said)
 
 
+@each_version
 def test_releasing_what_was_cancelled_lets_the_others_go(system):
     first, second = system.job(), system.job()
     system.submit(first, second)

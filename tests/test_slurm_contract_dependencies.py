@@ -7,7 +7,7 @@ import stat
 
 from dask_batch.backends.base import JobState
 from dask_batch.backends.logs import AGAIN
-from slurm_systems import sbatch
+from slurm_systems import each_version, sbatch
 
 pytest_plugins = ["slurm_systems"]
 
@@ -102,10 +102,34 @@ def test_a_job_after_ends_runs_however_they_end(system):
 # ---- dependencies that are not what one would think ---------------------------------------------
 
 
-def test_an_unknown_parent_counts_as_met(system):
+@each_version
+def test_an_unknown_parent_counts_as_met_or_is_refused(system):
     for kind in ("afterok", "afternotok", "afterany"):
-        job_id = sbatch(system, f"--dependency={kind}:67000000").stdout.strip()
-        system.wait_for_row(job_id, "COMPLETED|None|(null)")
+        done = sbatch(system, f"--dependency={kind}:67000000")
+        if kind != "afterany" and system.version >= (23, 2):
+            assert done.stderr.endswith("submission failed: Job dependency problem\n")
+        else:
+            system.wait_for_row(done.stdout.strip(), "COMPLETED|None|(null)")
+
+
+@each_version
+def test_parents_that_slurm_has_forgotten_are_not_waited_for(system):
+    parent = system.job("test -e ran || { touch ran; exit 1; }", repeatable=True)
+    (parent_id,) = system.submit(parent)
+    of_two = system.job("echo of two", after=["67000000", "67000001"])
+    steward = system.job("echo steward", after_failure=["67000000", parent_id])
+    child = system.job("echo child", after=[parent_id, "67000000"], patient=True)
+    system.submit(of_two, steward, child)
+    if system.version >= (23, 2):
+        assert "67000000" not in system.row(system.ids[child.name])
+    system.wait_for(steward, JobState.COMPLETED)
+    system.backend.release([parent_id, system.ids[of_two.name], system.ids[child.name]])
+    system.wait_for(of_two, JobState.COMPLETED)
+    system.wait_for(parent, JobState.FAILED)
+    again = dataclasses.replace(parent, after=("67000000",))
+    dependents = {system.ids[child.name]: ["67000001", parent_id]}
+    system.backend.rerun(again, parent_id, dependents)
+    system.wait_for(child, JobState.COMPLETED)
 
 
 def test_a_parent_that_failed_and_is_still_known(system):

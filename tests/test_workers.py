@@ -391,6 +391,44 @@ def test_a_worker_that_is_killed_is_replaced_and_its_task_made_anew(
     assert exe.submit(bodies.process, 2).result(60) != before
 
 
+def test_a_worker_hears_of_an_end_though_it_was_started_deaf(
+    open_executor: Open, traces: Path
+) -> None:
+    """Slurm 25.05 starts the processes of steps with SIGCHLD blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        exe = open_executor(restart_limit=1)
+        exe.submit(bodies.die_once, traces, "once").result(60)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert len(seen(traces, "once")) == 2
+
+
+TERMINATED = """
+import os, signal, socket, subprocess
+from dask_batch.job.channel import Channel
+from dask_batch.job.keeper import Keeper
+
+ours, theirs = socket.socketpair()
+keeper, client = Keeper(Channel(ours)), Channel(theirs)
+workbench = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+keeper._pid = workbench.pid
+workbench.terminate()
+os.waitid(os.P_PID, workbench.pid, os.WEXITED | os.WNOWAIT)
+os.write(keeper._told, bytes([signal.SIGTERM]))
+keeper._reap()
+print(client.receive()["killed"], keeper._ending)
+"""
+
+
+def test_a_worker_all_of_whose_processes_are_told_to_end_has_died_once() -> None:
+    """A batch system signals one after the other: the keeper may be the last to hear."""
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("True True\n", "")
+
+
 def test_workers_are_numbered_and_one_in_the_place_of_another_has_its_number(
     open_executor: Open, traces: Path
 ) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import selectors
 import signal
 import socket
@@ -37,6 +38,8 @@ __all__ = ["Keeper", "main"]
 _PR_SET_PDEATHSIG: Final = 1
 _GRACE_S: Final = 5.0
 """How long a task may take to write down where it stood before it is killed."""
+_TOGETHER_S: Final = 0.2
+"""How far apart a batch system's SIGTERM may reach the processes of one job."""
 
 
 class Keeper:
@@ -202,6 +205,8 @@ class Keeper:
         how = ended_child(self._pid)
         if how is None:
             return
+        if how.si_code != os.CLD_EXITED and how.si_status == signal.SIGTERM:
+            self._look_whether_all_are_to_end()
         self._kill(signal.SIGKILL)  # not reaped yet: the number is nobody else's
         os.waitpid(self._pid, 0)
         self._pid = 0
@@ -218,11 +223,16 @@ class Keeper:
                 "job": self._job,
                 "exit_code": how.si_status if exited else None,
                 "signal": None if exited else how.si_status,
-                "killed": self._kill_at is not None,
+                "killed": self._kill_at is not None or self._ending,
             }
         )
         self._job = None
         self._kill_at = None
+
+    def _look_whether_all_are_to_end(self) -> None:
+        """See whether what ended the workbench is on its way to this process, too."""
+        if self._kill_at is None and select.select([self._heard], [], [], _TOGETHER_S)[0]:
+            self._ending |= signal.SIGTERM in os.read(self._heard, 4096)
 
     def _kill(self, number: int) -> None:
         """Signal the workbench and what it has started, unless it sees to that itself."""

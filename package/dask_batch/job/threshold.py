@@ -8,11 +8,12 @@ code tell.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from dask_batch.job import exit_codes
 
-__all__ = ["leave", "run"]
+__all__ = ["hear_of_children", "leave", "run"]
 
 _OLDEST = (3, 11)
 
@@ -21,6 +22,7 @@ def run(module, *arguments) -> int:  # type: ignore[no-untyped-def]
     """Import a module, and return the exit code that its ``main`` returns."""
     if sys.version_info < _OLDEST:
         return _refuse(exit_codes.BAD_PYTHON, "is too old: dask_batch needs Python 3.11")
+    hear_of_children()
     try:
         _keep_off_working_directory()
         from importlib import import_module
@@ -32,6 +34,14 @@ def run(module, *arguments) -> int:  # type: ignore[no-untyped-def]
         return _refuse(exit_codes.NO_MODULE, f"cannot import what a job needs: {error}")
     code: int = main(*arguments)
     return code
+
+
+def hear_of_children() -> None:
+    """Let the ends of child processes be signalled.
+
+    What starts us may have blocked that: so does slurmstepd, in the steps of 25.05.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
 def leave(code: int) -> None:

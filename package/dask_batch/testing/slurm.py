@@ -70,6 +70,8 @@ class FakeSlurm(Incidents, OnPath):
         So long a job that was put back to the queue waits, unless its start time is updated.
     message_timeout_s
         So long a command waits for a controller that is down.
+    version
+        Which Slurm it speaks as, where versions differ in what matters here.
 
     Attributes
     ----------
@@ -78,11 +80,11 @@ class FakeSlurm(Incidents, OnPath):
 
     Notes
     -----
-    It behaves, in states, exit codes, formats and words, as Slurm 22.05.8 was measured to; the
-    suite ``tests/test_slurm_contract.py`` runs against both. It has no job arrays, no
-    ``aftercorr`` and ``singleton``, no steps (``srun``), no federations, no QOS, and one user. It
-    does not enforce memory (see :meth:`out_of_memory`), and a process of a job that starts a
-    session of its own and is orphaned escapes. Linux only.
+    It behaves, in states, exit codes, formats and words, as Slurm 22.05.8, 24.11.5, 25.05.8 and
+    26.05.5 were measured to; the suite ``tests/test_slurm_contract.py`` runs against both. It has
+    no job arrays, no ``aftercorr`` and ``singleton``, no steps (``srun``), no federations, no QOS,
+    and one user. It does not enforce memory (see :meth:`out_of_memory`), and a process of a job
+    that starts a session of its own and is orphaned escapes. Linux only.
 
     Examples
     --------
@@ -109,6 +111,7 @@ class FakeSlurm(Incidents, OnPath):
         kill_wait_s: float = 1.0,
         requeue_wait_s: float = 2.0,
         message_timeout_s: float = 1.0,
+        version: str = "22.05.8",
     ) -> None:
         self.directory = Path(directory).absolute()
         self._config: dict[str, Any] = {
@@ -125,6 +128,7 @@ class FakeSlurm(Incidents, OnPath):
             "partitions": dict(partitions or {"debug": 30, "long": 7 * 24 * 60}),
             "requeue_wait_s": requeue_wait_s,
             "retry_s": 0.2,
+            "version": version,
         }
         self._controller: subprocess.Popen[str] | None = None
 

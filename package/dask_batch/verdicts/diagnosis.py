@@ -16,8 +16,15 @@ from dask_batch.verdicts.follow import Outcome
 
 __all__ = ["diagnose", "hint"]
 
-_DAEMON = r"^(?:slurmstepd|slurmd|srun)\b[^\n]*"
-"""Lines of Slurm's own: what the function printed is no evidence."""
+_DAEMON = (
+    r"^(?:(?:slurmstepd|slurmd|srun)\b"
+    r"|\[[^\]\n]+\] error: (?=\*\*\* |Detected \d+ oom|StepId=|couldn't chdir |execve\(\): ))[^\n]*"
+)
+"""Lines of Slurm's own: what the function printed is no evidence.
+
+slurmstepd begins them with its name, or from 25.05 on with the time alone, in the form that the
+site chose (``LogTimeFormat``): then the sentence's beginning tells it from a program's log.
+"""
 
 _SAID: Final[tuple[tuple[re.Pattern[str], Outcome, str], ...]] = tuple(
     (re.compile(_DAEMON + pattern, re.MULTILINE | re.IGNORECASE), outcome, message)

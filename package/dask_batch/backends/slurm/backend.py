@@ -19,10 +19,12 @@ from dask_batch.backends.slurm.dependencies import LONGEST, Dependency, dependen
 from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.limits import refuse_what_cannot_be
 from dask_batch.backends.slurm.options import refuse_directives, refuse_reserved
+from dask_batch.backends.slurm.refusals import blames_parents
 from dask_batch.backends.slurm.rerun import ANSWER_PATIENCE_S, Rerun
 from dask_batch.backends.slurm.submission import Submitter
 from dask_batch.backends.wakeable import Wakeable
 from dask_batch.errors import (
+    BackendError,
     BackendUnavailableError,
     CommandError,
     ResourceError,
@@ -143,13 +145,33 @@ class SlurmBackend(Wakeable):
     def _hand_in(
         self, job: Job, dependency: Dependency, *, hold: bool, total_s: float = PATIENCE_S
     ) -> str:
+        try:
+            return self._hand_in_once(job, dependency, hold=hold, total_s=total_s)
+        except SubmissionError as refusal:
+            forgotten = self._forgotten(dependency, refusal)
+            if not forgotten:
+                raise
+        logger.info("job %s does not wait for %s: they are over", job.name, ", ".join(forgotten))
+        return self._hand_in(job, dependency.without(forgotten), hold=hold, total_s=total_s)
+
+    def _forgotten(self, dependency: Dependency, refusal: SubmissionError) -> list[str]:
+        """Return the jobs because of which Slurm refuses one that is to wait for them."""
+        if not blames_parents(refusal.output or ""):
+            return []
+        try:
+            return self._inquiry.forgotten(dependency.job_ids)
+        except BackendError as error:
+            logger.info("which parents Slurm knows cannot be told: %s", error)
+            return []
+
+    def _hand_in_once(self, job: Job, dependency: Dependency, *, hold: bool, total_s: float) -> str:
         arguments = script.sbatch_arguments(job, dependency, hold=hold)
-        if len(dependency.expression) > LONGEST:
+        if (length := len(dependency.expression)) > LONGEST:
             refusal = SubmissionError(
                 1,
                 ["sbatch", *arguments],
                 f"job {job.name} waits for more jobs than Slurm can be told of "
-                f"({len(dependency.expression)} characters, of which it takes {LONGEST})",
+                f"({length} characters, of which it takes {LONGEST})",
                 advice="Combine them in a tree, some hundreds at a time.",
             )
             refusal.job_name = job.name

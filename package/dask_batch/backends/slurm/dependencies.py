@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from dask_batch.backends.base import Job
@@ -20,10 +20,39 @@ class Dependency:
 
     successes: tuple[str, ...] = ()
     """Ids of jobs that must succeed: what a template sees."""
-    expression: str = ""
-    """The value of ``--dependency``; empty without one."""
+    ends: tuple[str, ...] = ()
+    """Ids of jobs that must have ended."""
+    failures: tuple[str, ...] = ()
+    """Ids of jobs of which one must have failed; then there is nothing else."""
     patient: bool = False
     """Whether the job outlives a dependency that has failed."""
+
+    @property
+    def expression(self) -> str:
+        """The value of ``--dependency``; empty without one."""
+        if self.failures:
+            # "?" means any of them, and cannot be mixed with ",", which means all.
+            return "?".join(f"afternotok:{job_id}" for job_id in self.failures)
+        parts = [afterok(self.successes)] if self.successes else []
+        if self.ends:
+            parts.append("afterany:" + ":".join(self.ends))
+        return ",".join(parts)
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """All the jobs that it waits for."""
+        return self.failures or (*self.successes, *self.ends)
+
+    def without(self, forgotten: Collection[str]) -> Dependency:
+        """Return what is left to wait for when Slurm has forgotten some of the jobs.
+
+        They are over. Each counts as what was waited for, as it did for Slurm itself up to 22.05:
+        whoever starts too early finds that out.
+        """
+        failures = self.failures if set(self.failures).isdisjoint(forgotten) else ()
+        successes = tuple(job_id for job_id in self.successes if job_id not in forgotten)
+        ends = tuple(job_id for job_id in self.ends if job_id not in forgotten)
+        return Dependency(successes, ends, failures, self.patient)
 
 
 def dependency_of(job: Job, parents: Iterable[str] = (), *, patient: bool = False) -> Dependency:
@@ -38,14 +67,12 @@ def dependency_of(job: Job, parents: Iterable[str] = (), *, patient: bool = Fals
     patient
         Whether one of them may be run again.
     """
-    successes = tuple(dict.fromkeys([*parents, *job.after]))
-    parts = [afterok(successes)] if successes else []
-    if job.after_end:
-        parts.append("afterany:" + ":".join(dict.fromkeys(job.after_end)))
-    if job.after_failure:
-        # "?" means any of them, and cannot be mixed with ",", which means all.
-        parts = ["?".join(f"afternotok:{job_id}" for job_id in dict.fromkeys(job.after_failure))]
-    return Dependency(successes, ",".join(parts), patient or job.patient)
+    return Dependency(
+        tuple(dict.fromkeys([*parents, *job.after])),
+        tuple(dict.fromkeys(job.after_end)),
+        tuple(dict.fromkeys(job.after_failure)),
+        patient or job.patient,
+    )
 
 
 def afterok(job_ids: Sequence[str]) -> str:

@@ -164,6 +164,24 @@ class Inquiry:
             self._over_since.setdefault(job_id, self._clock())
         return status
 
+    def forgotten(self, job_ids: Sequence[str]) -> list[str]:
+        """Return those jobs, anybody's, that the queue does not know any more.
+
+        Raises
+        ------
+        CommandError, BackendUnavailableError
+            There is no answer.
+        """
+        known: set[str] = set()
+        for chunk in chunks(job_ids):
+            argv = ["squeue", "-h", "-r", "-t", "all", "-j", ",".join(chunk), "-o", "%A"]
+            try:
+                known.update(self._ask(argv).stdout.split())
+            except CommandError as error:
+                if "Invalid job id" not in error.stderr:  # as it says of an only one
+                    raise
+        return [job_id for job_id in job_ids if job_id not in known]
+
     def over_for_s(self, job_id: str) -> float | None:
         """Return for how long a job is known here to have ended; None: it is not, in the queue."""
         since = self._over_since.get(job_id)

@@ -43,6 +43,9 @@ _SLURMD_ERRORS = range(4000, 4064)
 them is one, since nothing ends both by a signal and with an exit code."""
 _CANNOT_OPEN_LOGS = frozenset({4021, 4021 & 0x7F})
 """``ESLURMD_IO_ERROR``; the accounting has what is left of it when it is taken for a signal."""
+_SIGNAL_REASON = re.compile(r"JobLaunchFailure$|RaisedSignal:")
+"""What Slurm calls the death by any signal: a failure to launch (22.05), or it repeats the signal:
+``RaisedSignal:9(Killed)`` (24.11)."""
 _UNNAMED = "allocation"
 """What the accounting calls a short job for a second or two: the name comes with the record of the
 start, which then arrives after that of the end."""
@@ -161,8 +164,7 @@ def _how_it_was_ended(signal: int, reason: str) -> tuple[str, int | None]:
         return NO_LOGS, None
     if signal in _SLURMD_ERRORS:
         return f"the node could not start the job: slurmd's error {signal}", None
-    # Slurm calls the death by any signal a failure to launch.
-    return "" if reason == "JobLaunchFailure" else reason, signal
+    return "" if _SIGNAL_REASON.match(reason) else reason, signal
 
 
 def _exit_pair(text: str) -> tuple[int | None, int | None]:

@@ -14,7 +14,16 @@ from collections.abc import Iterable
 
 from dask_batch.errors import CommandError
 
-__all__ = ["SATURATED", "Meaning", "advice", "is_harmless", "is_stuck", "is_temporary", "meaning"]
+__all__ = [
+    "SATURATED",
+    "Meaning",
+    "advice",
+    "blames_parents",
+    "is_harmless",
+    "is_stuck",
+    "is_temporary",
+    "meaning",
+]
 
 
 class Meaning(enum.Enum):
@@ -51,10 +60,15 @@ _TEMPORARY = re.compile(
 _STUCK = re.compile(r"DB index is being set", re.IGNORECASE)
 _HARMLESS = re.compile(
     r"Invalid job id|already finished|already completing|no longer pending execution"
-    r"|slurm_suspend error: (No error|Invalid job id|Job has already)",
+    r"|slurm_suspend error: ?(No error|Invalid job id|Job has already)",
     re.IGNORECASE,
 )
+_HEADING = re.compile(r"slurm_suspend error", re.IGNORECASE)
+"""All that Slurm 25.05 adds to what it says of each of several jobs."""
+_UNKNOWN_PARENT = re.compile(r"Job dependency problem", re.IGNORECASE)
 _ADVICE = (
+    (r"get-user-env' doesn't allow", "From 25.05 on Slurm takes no value there: write `#SBATCH "
+     "--get-user-env` in the template."),
     (r"invalid account", "Name yours: resource_dict={'account': ...}; see `sacctmgr show assoc`."),
     (r"partition", "Choose one with resource_dict={'partition': ...}; `sinfo -s` lists them."),
     (r"time limit is|--time", "Ask for less: resource_dict={'run_time_max': seconds}; see "
@@ -96,8 +110,17 @@ def is_stuck(failure: CommandError) -> bool:
 
 def is_harmless(failure: CommandError) -> bool:
     """Whether a command for many jobs failed only for those that are gone, or no longer wait."""
-    lines = [line for line in failure.stderr.splitlines() if line.strip()]
-    return failure.returncode is not None and bool(lines) and _all_match(_HARMLESS, lines)
+    lines = [line for line in map(str.strip, failure.stderr.splitlines()) if line]
+    said = [line for line in lines if not _HEADING.fullmatch(line)]
+    return failure.returncode is not None and bool(said) and _all_match(_HARMLESS, said)
+
+
+def blames_parents(words: str) -> bool:
+    """Whether a refusal may be for a job to wait for that Slurm does not know (23.02 and later).
+
+    Older versions take such a dependency as met.
+    """
+    return bool(_UNKNOWN_PARENT.search(words))
 
 
 def _all_match(pattern: re.Pattern[str], lines: Iterable[str]) -> bool:

@@ -30,7 +30,7 @@ from dask_batch.backends.slurm.commands import Commands, chunks
 from dask_batch.backends.slurm.dependencies import afterok
 from dask_batch.backends.slurm.inquiry import Inquiry
 from dask_batch.backends.slurm.options import memory_mb, minutes
-from dask_batch.backends.slurm.refusals import is_stuck, is_temporary
+from dask_batch.backends.slurm.refusals import blames_parents, is_stuck, is_temporary
 from dask_batch.errors import CommandError, JobEndingError, SubmissionError
 
 __all__ = ["ANSWER_PATIENCE_S", "Rerun"]
@@ -160,7 +160,7 @@ class Rerun:
 
     def _prepare(self, job: Job, job_id: str) -> bool:
         """Give a held job what it is to have this time; false if it cannot be changed."""
-        changes = ["Dependency=" + (afterok(job.after) if job.after else "")]
+        changes = []
         if job.resources.get("memory_max") is not None:
             changes.append(f"MinMemoryNode={memory_mb(job.resources['memory_max'])}")
         if job.resources.get("run_time_max") is not None:
@@ -168,7 +168,7 @@ class Rerun:
         # A requeued job would wait until its old credential has expired.
         changes.append("StartTime=now")
         try:
-            self._insist(["scontrol", "update", f"JobId={job_id}", *changes])
+            self._set_parents([job_id], job.after, changes)
         except CommandError as error:
             if is_stuck(error):
                 return False
@@ -184,20 +184,40 @@ class Rerun:
 
     def _repoint(self, old: str, new: str, dependents: Mapping[str, Sequence[str]]) -> None:
         """Write anew what each dependent waits for: the mark "failed" goes away with that."""
-        alike: defaultdict[str, list[str]] = defaultdict(list)
+        alike: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
         for dependent, waits_for in dependents.items():
             ids = [new if job_id == old else job_id for job_id in waits_for]
-            alike[afterok(list(dict.fromkeys(ids)))].append(dependent)
-        for expression, waiting in alike.items():
+            alike[tuple(dict.fromkeys(ids))].append(dependent)
+        for parents, waiting in alike.items():
             for chunk in chunks(waiting):
-                jobs = f"JobId={','.join(chunk)}"
                 try:
-                    self._insist(["scontrol", "update", jobs, f"Dependency={expression}"])
+                    self._set_parents(chunk, parents)
                 except CommandError as error:
                     if not is_stuck(error):
                         raise
                     # They are replaced in their turn, when all that they wait for is there.
                     logger.info("Slurm cannot change what jobs %s wait for", ", ".join(chunk))
+
+    def _set_parents(
+        self, job_ids: Sequence[str], parents: Sequence[str], further: Sequence[str] = ()
+    ) -> None:
+        """Say what jobs wait for, and change more of them with that.
+
+        Parents that Slurm has forgotten are over, and left out where it does not take them.
+        """
+        change = ["scontrol", "update", f"JobId={','.join(job_ids)}", *further]
+        try:
+            self._insist([*change, f"Dependency={_expression(parents)}"])
+        except CommandError as error:
+            forgotten = self._inquiry.forgotten(parents) if blames_parents(error.stderr) else []
+            if not forgotten:
+                raise
+            left = [parent for parent in parents if parent not in forgotten]
+            self._insist([*change, f"Dependency={_expression(left)}"])
+
+
+def _expression(parents: Sequence[str]) -> str:
+    return afterok(parents) if parents else ""
 
 
 def _waits_for_us(status: JobStatus) -> bool:

@@ -8,6 +8,7 @@ signal: for those none is asked for, nor where the prologue sets a trap, which `
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -23,6 +24,8 @@ __all__ = ["job_command", "sbatch_arguments", "script_text"]
 
 BUILTIN = "slurm.sh.j2"
 LONGEST_WARNING_S = 60
+_LOGIN_MODE = re.compile(r"--get-user-env=L(?!\S)")
+"""In templates of executorlib. Slurm does so anyway, and takes no value from 25.05 on."""
 WARNING_SHARE = 0.1
 """A job is warned this share of its time limit before the end, and at most so many seconds. Slurm
 looks once a minute: the signal may come up to 60 s earlier than asked for (22.05)."""
@@ -103,6 +106,7 @@ def script_text(job: Job, dependency: Dependency, command: Sequence[str]) -> str
     text = templating.render(source, variables)
     if not own:
         return text
+    text = _LOGIN_MODE.sub("--get-user-env", text)
     if dependency.patient:
         # One "yes" among several counts, wherever it stands (22.05).
         text = text.replace("--kill-on-invalid-dep=yes", "--kill-on-invalid-dep=no")

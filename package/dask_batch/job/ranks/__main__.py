@@ -11,10 +11,12 @@ from dask_batch.job.exit_codes import NO_CACHE
 from dask_batch.job.ranks.rank import main
 from dask_batch.job.say import say
 from dask_batch.job.tether import tether
+from dask_batch.job.threshold import hear_of_children
 
 
 def _start(definition: str, index: int, folder: str) -> int:
     tether()
+    hear_of_children()
     dump_crashes()
     try:
         return main(definition, index, folder)

@@ -16,7 +16,11 @@ __all__ = ["OWN_LOG", "first_end", "out_of_memory"]
 OWN_LOG: Final = "/proc/self/fd/2"
 """This process's stderr, which it shares with what it starts."""
 _TAIL_BYTES = 65536
-_OOM: Final = re.compile(rb"^(?:slurmstepd|srun)\b.*(?:oom.kill|out.of.memory)", re.M | re.I)
+_OOM: Final = re.compile(
+    rb"^(?:(?:slurmstepd|srun)\b.*(?:oom.kill|out.of.memory)"
+    rb"|\[[^]\n]+\] error: Detected \d+ oom_kill)",  # from Slurm 25.05 on, without a name
+    re.M | re.I,
+)
 _END: Final = re.compile(rb"^srun: error: \S+: tasks? [\d,-]+: ([^(\n]+)", re.M)
 _EXITED: Final = re.compile(r"Exited with exit code (\d+)")
 

@@ -44,7 +44,7 @@ def main(folder: str, command: str, arguments: list[str]) -> int:
     if command == "sacct":
         from .sacct import sacct
 
-        out, error, code = sacct(folder, arguments, accounting_on=config["accounting"])
+        out, error, code = sacct(folder, arguments, config)
     else:
         out, error, code = _from_controller(folder, command, arguments, config)
     for fault in suffered:

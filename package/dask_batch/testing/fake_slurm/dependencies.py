@@ -8,10 +8,17 @@ afterwards: only ``scontrol update Dependency=`` takes it away.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
-__all__ = ["DependencyProblem", "Outcome", "evaluate", "normal_form", "parents"]
+__all__ = [
+    "DependencyProblem",
+    "Outcome",
+    "evaluate",
+    "normal_form",
+    "parents",
+    "refuse_unknown",
+]
 
 KINDS = frozenset({"after", "afterany", "afternotok", "afterok"})
 
@@ -60,6 +67,19 @@ def normal_form(text: str) -> str:
 def parents(text: str) -> set[int]:
     """Return the ids of the jobs that a dependency names."""
     return {int(number) for _, number, _ in _TERM.findall(text)}
+
+
+def refuse_unknown(text: str, known: Container[int]) -> None:
+    """Refuse to wait for the success, or the failure, of a job that is not known (any more).
+
+    Raises
+    ------
+    DependencyProblem
+        There is such a job. The end of one is taken as met.
+    """
+    for kind, number, _ in _TERM.findall(text):
+        if kind in ("afterok", "afternotok") and int(number) not in known:
+            raise DependencyProblem(text)
 
 
 def evaluate(text: str, outcome: Callable[[int], Outcome | None]) -> tuple[str, bool]:

@@ -101,12 +101,16 @@ def send_one(pid: int, number: int) -> None:
         pass
 
 
-def say(job: JobRecord, text: str) -> None:
-    """Append what slurmstepd says of a job's end to its stderr, if that is there."""
+def say(job: JobRecord, text: str, *, by_name: bool = True) -> None:
+    """Append what slurmstepd says of a job's end to its stderr, if that is there.
+
+    It begins with its name, or else, as from 25.05 on, with the time.
+    """
     path = os.path.join(job.cwd, log_path(job, job.stderr))
     node = next(iter(job.allocation), "n1")
     when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    line = f"slurmstepd-{node}: error: *** JOB {job.job_id} ON {node} CANCELLED AT {when}{text} ***"
+    who = f"slurmstepd-{node}:" if by_name else f"[{when}.000]"
+    line = f"{who} error: *** JOB {job.job_id} ON {node} CANCELLED AT {when}{text} ***"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND)
     except OSError:  # it could not be opened, or is gone: then there is nowhere to say it

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import accounting, dependencies, launch, nodes
+from . import accounting, dependencies, launch, nodes, versions
 from .dependencies import Outcome
 from .records import JobRecord, exit_pair
 
@@ -70,6 +70,27 @@ class Queue:
             self.next_id += 1
         return self.next_id
 
+    def dependency(self, text: str) -> str:
+        """Read what a job is to wait for.
+
+        Raises
+        ------
+        DependencyProblem
+            Slurm would refuse it.
+        """
+        found = dependencies.normal_form(text)
+        if versions.since(self.config, 23, 2):
+            dependencies.refuse_unknown(found, self.jobs)
+        return found
+
+    def _failure(self, number: int) -> str:
+        """Return the reason of a job that failed, by a signal or by itself."""
+        if not number:
+            return "NonZeroExitCode"
+        if not versions.since(self.config, 24, 11):
+            return "JobLaunchFailure"
+        return f"RaisedSignal:{number}({signal.strsignal(number) or 'Unknown signal'})"
+
     def add(self, job: JobRecord) -> None:
         """Take in a new job."""
         self.jobs[job.job_id] = job
@@ -114,7 +135,9 @@ class Queue:
         """Ask a running job's processes to end, and see to it later that they do."""
         job.ending = state
         job.kill_at = time.time() + self.config["kill_wait_s"]
-        launch.say(job, _SAID.get(state, ""))
+        newer = versions.since(self.config, 25, 5)
+        plain = " DUE to SIGNAL Terminated" if newer else ""
+        launch.say(job, _SAID.get(state, plain), by_name=not newer)
         launch.send(job, signal.SIGCONT)
         launch.send(job, signal.SIGTERM)
 
@@ -194,7 +217,7 @@ class Queue:
         self.account(job)
         job.reason = _REASONS.get(job.state, "None")
         if job.state == "FAILED":
-            job.reason = "JobLaunchFailure" if status & 0x7F else "NonZeroExitCode"
+            job.reason = self._failure(status & 0x7F)
         if again:
             self.requeue(job, hold=again == "hold")
         self.changed = True

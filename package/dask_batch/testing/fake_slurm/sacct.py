@@ -6,10 +6,10 @@ import getopt
 import os
 import pwd
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import accounting, faults
+from . import accounting, faults, versions
 
 __all__ = ["sacct"]
 
@@ -24,7 +24,7 @@ _DISABLED = "Slurm accounting storage is disabled\n"
 def _time(row: dict[str, Any], name: str) -> str:
     moment = row[name]
     if not moment:
-        return "Unknown"
+        return str(row["never"]) if row["ended"] else "Unknown"
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(moment))
 
 
@@ -71,13 +71,13 @@ _FIELDS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 _DEFAULT = "jobid,jobname,partition,account,alloccpus,state,exitcode"
 
 
-def sacct(folder: str, arguments: list[str], *, accounting_on: bool) -> tuple[str, str, int]:
+def sacct(folder: str, arguments: list[str], config: Mapping[str, Any]) -> tuple[str, str, int]:
     """Return what ``sacct`` prints on stdout and stderr, and its exit code.
 
     The jobs of ``-j``, or those of a user and of given names; of each job the latest run, with
     ``-D`` every one. Steps are not kept: the answer is that of ``-X``.
     """
-    if not accounting_on:
+    if not config["accounting"]:
         return "", _DISABLED, 1
     try:
         found, _ = getopt.gnu_getopt(
@@ -89,7 +89,7 @@ def sacct(folder: str, arguments: list[str], *, accounting_on: bool) -> tuple[st
         return "", f"sacct: unrecognized option '{error.opt}'\n", 1
     options = {option.lstrip("-"): value or "yes" for option, value in found}
     if "version" in options or "V" in options:
-        return "slurm-wlm 22.05.8\n", "", 0
+        return versions.said(config), "", 0
     columns = (options.get("format") or options.get("o") or _DEFAULT).split(",")
     for column in columns:
         if column.lower().split("%")[0] not in _FIELDS:
@@ -99,8 +99,20 @@ def sacct(folder: str, arguments: list[str], *, accounting_on: bool) -> tuple[st
     bad = next((word for word in (jobs or "1").split(",") if not word.isdecimal()), None)
     if bad is not None:
         return "", f"sacct: fatal: Bad job/step specified: {bad}\n", 1
-    rows = _rows(folder, options, jobs)
+    rows = [_as_said(row, config) for row in _rows(folder, options, jobs)]
     return _text(rows, fields, options), "", 0
+
+
+def _as_said(row: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with what is said of a job that has ended and never begun, by version.
+
+    22.05 gives one time for start and end, and the reason for which it waited, unless the row was
+    closed for slurmctld; 24.11 gives no start and no reason, and does not tell these apart.
+    """
+    if not versions.since(config, 24, 11):
+        return {**row, "never": "Unknown"}
+    begun = row["started"] if row["started"] != row["ended"] else 0.0
+    return {**row, "never": "None", "reason": "None", "started": begun}
 
 
 def _rows(folder: str, options: dict[str, str], jobs: str | None) -> list[dict[str, Any]]:

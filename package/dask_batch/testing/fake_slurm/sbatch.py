@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import dependencies, faults, launch, nodes
+from . import dependencies, faults, launch, nodes, versions
 from .queue import Queue
 from .records import JobRecord
 from .requests import Refusal, memory_mb, minutes, options_of, parsed
@@ -41,7 +41,7 @@ def sbatch(queue: Queue, request: Mapping[str, Any]) -> dict[str, Any]:
     arguments = request["arguments"]
     options, rest = parsed(arguments)
     if "version" in options:
-        return {"out": "slurm-wlm 22.05.8\n"}
+        return {"out": versions.said(queue.config)}
     if "wrap" in options:
         script = f"#!/bin/sh\n# This script was created by sbatch --wrap.\n\n{options['wrap']}\n"
     elif rest:
@@ -120,7 +120,7 @@ def _record(
     cpus = math.ceil(tasks * per_task / count)
     per_cpu = memory_mb(options.get("mem-per-cpu", "200"), "--mem-per-cpu")
     try:
-        dependency = dependencies.normal_form(options.get("dependency", ""))
+        dependency = queue.dependency(options.get("dependency", ""))
     except dependencies.DependencyProblem:
         raise Refusal(f"{_FAILED}Job dependency problem") from None
     cwd = os.path.join(request["cwd"], options.get("chdir", ""))

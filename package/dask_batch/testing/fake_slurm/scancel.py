@@ -8,7 +8,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from . import launch
+from . import launch, versions
 from .queue import Queue
 from .records import JobRecord
 from .requests import Refusal
@@ -78,7 +78,7 @@ def sinfo(queue: Queue, request: Mapping[str, Any]) -> dict[str, Any]:
         "all exact Format= format= long noheader partition= responding summarize version",
     )
     if "version" in options or "V" in options:
-        return {"out": "slurm-wlm 22.05.8\n"}
+        return {"out": versions.said(queue.config)}
     text = options.get("o") or options.get("format") or "%9P %.5a %.10l %.6D %.6t %N"
     config = queue.config
     default = next(iter(config["partitions"]))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import dependencies, launch
+from . import dependencies, launch, versions
 from .queue import Queue
 from .records import JobRecord, exit_pair
 from .requests import Refusal, memory_mb, minutes
@@ -34,7 +34,7 @@ def scontrol(queue: Queue, request: Mapping[str, Any]) -> dict[str, Any]:
     flags = {word for word in words if word.startswith("-")}
     words = [word for word in words if not word.startswith("-")]
     if flags & {"--version", "-V"}:
-        return {"out": "slurm-wlm 22.05.8\n"}
+        return {"out": versions.said(queue.config)}
     keyword, *rest = words or [""]
     if keyword == "show":
         return {"out": _show(queue, rest, one_line=bool(flags & {"-o", "--oneliner"}))}
@@ -67,8 +67,14 @@ def _for_each(
     if problems:
         lines = [f"{problem} for job {word}" for problem, word in problems]
         if named:
-            lines.append(f"slurm_suspend error: {problems[-1][0]}")
+            lines.append(_heading(queue, problems[-1][0], several="," in "".join(words)))
         raise Refusal("\n".join(lines), prefix="")
+
+
+def _heading(queue: Queue, problem: str, *, several: bool) -> str:
+    if not versions.since(queue.config, 25, 5):
+        return f"slurm_suspend error: {problem}"
+    return "slurm_suspend error" if several else f"slurm_suspend error:{problem}"
 
 
 def _hold(queue: Queue, job: JobRecord) -> str:
@@ -136,7 +142,7 @@ def _set_dependency(queue: Queue, job: JobRecord, text: str) -> str:
     if job.state != "PENDING":
         return _RUNNING if job.active else _FINISHED
     try:
-        dependency = dependencies.normal_form(text)
+        dependency = queue.dependency(text)
     except dependencies.DependencyProblem:
         return "Job dependency problem"
     if job.job_id in dependencies.parents(dependency):
@@ -215,7 +221,7 @@ def _config(queue: Queue) -> dict[str, object]:
         "MaxJobCount": 10000,
         "MessageTimeout": f"{config['message_timeout_s']:.0f} sec",
         "MinJobAge": f"{config['min_job_age_s']:.0f} sec",
-        "SLURM_VERSION": "22.05.8",
+        "SLURM_VERSION": config["version"],
     }
 
 

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from . import versions
 from .queue import Queue
-from .records import ACTIVE, JobRecord
+from .records import ACTIVE, JobRecord, exit_pair
 from .requests import Refusal
 from .words import STATES, short_options
 
@@ -118,9 +119,9 @@ def squeue(queue: Queue, request: Mapping[str, Any]) -> dict[str, Any]:
         "qos= sort= states= user= version",
     )
     if "version" in options or "V" in options:
-        return {"out": "slurm-wlm 22.05.8\n"}
+        return {"out": versions.said(queue.config)}
     jobs = queue.each(_wanted(options, request["uid"], queue))
-    row, header = _layout(options)
+    row, header = _layout(options, _fields(queue.config))
     lines = [] if {"h", "noheader"} & set(options) else [header]
     return {"out": "".join(f"{line}\n" for line in [*lines, *map(row, jobs)])}
 
@@ -171,10 +172,27 @@ def _state(word: str) -> str:
     raise Refusal(f"Invalid job state specified: {word}", prefix="squeue: error: ")
 
 
-def _layout(options: Mapping[str, str]) -> tuple[Callable[[JobRecord], str], str]:
+def _fields(config: Mapping[str, Any]) -> Mapping[str, _Field]:
+    if not versions.since(config, 24, 11):
+        return _LONG
+    return {**_LONG, "exit_code": ("EXIT_CODE", _exit_pair)}
+
+
+def _exit_pair(job: JobRecord) -> str:
+    """Return ``CODE:SIGNAL``, of a job that was cancelled too (24.11)."""
+    return f"0:{job.status & 0x7F}" if job.state == "CANCELLED" else exit_pair(job)
+
+
+def _layout(
+    options: Mapping[str, str], fields: Mapping[str, _Field]
+) -> tuple[Callable[[JobRecord], str], str]:
     """Return what makes a line of a job, and the header."""
     long = options.get("O") or options.get("Format")
-    parts = _long_parts(long) if long else _letter_parts(options.get("o") or options.get("format"))
+    parts = (
+        _long_parts(long, fields)
+        if long
+        else _letter_parts(options.get("o") or options.get("format"))
+    )
 
     def line(cell: Callable[[_Field], str]) -> str:
         return "".join(
@@ -208,12 +226,12 @@ def _letter_parts(text: str | None) -> Sequence[_Part]:
     return parts
 
 
-def _long_parts(text: str) -> Sequence[_Part]:
+def _long_parts(text: str, fields: Mapping[str, _Field]) -> Sequence[_Part]:
     """Read ``-O``: ``name[:[.][width][suffix]],...``; without a colon 20 columns."""
     parts: list[_Part] = []
     for word in text.split(","):
         name, colon, rest = word.partition(":")
-        field = _LONG.get(name.lower())
+        field = fields.get(name.lower())
         if field is None:
             raise Refusal(f"Invalid job format specification: {name}", 0, "squeue: error: ")
         match = re.fullmatch(r"(\.?)(\d*)(.*)", rest)
