@@ -41,6 +41,12 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
+def publish(cache: Cache, trap: Trap) -> None:
+    """Publish a trap, and set it again: a result of the user's class is tried out before."""
+    cache.publish(KEY, trap, {})
+    trap.path.rmdir()
+
+
 # ---- every kind of file that may hold a pickle -------------------------------------------------
 
 
@@ -53,12 +59,12 @@ class Kind:
 
 
 def a_result(cache: Cache, trap: Trap) -> Kind:
-    cache.publish(KEY, trap, {})
+    publish(cache, trap)
     return Kind(cache.path_of(KEY), lambda: cache.load(KEY))
 
 
 def the_attributes_of_a_result(cache: Cache, trap: Trap) -> Kind:
-    cache.publish(KEY, trap, {})
+    publish(cache, trap)
     return Kind(cache.path_of(KEY), lambda: cache.attributes(KEY))
 
 
@@ -186,7 +192,7 @@ def test_a_file_that_is_swapped_all_the_time_is_never_a_strangers(
 ) -> None:
     ours, theirs = Cache(tmp_path / "ours"), Cache(tmp_path / "theirs")
     ours.publish(KEY, "ours", {})
-    theirs.publish(KEY, Trap(tmp_path / "TRAPPED"), {})
+    publish(theirs, Trap(tmp_path / "TRAPPED"))
     kept, foreign = tmp_path / "kept", theirs.path_of(KEY)
     os.link(ours.path_of(KEY), kept)
     os.chown(foreign, stranger.pw_uid, -1)
