@@ -441,7 +441,7 @@ def test_workers_are_numbered_and_one_in_the_place_of_another_has_its_number(
         return {future.result(60) for future in futures}
 
     assert numbers("before") == {0, 1}
-    assert isinstance(exe.submit(bodies.die).exception(60), DiedTaskError)
+    exe.submit(bodies.die_once, traces, "once").result(60)
     assert numbers("after") == {0, 1}
     told = {"executorlib_worker_id": 7}
     assert exe.submit(bodies.placed, traces, "alone", "alone", **told).result(60) == 7

@@ -47,7 +47,8 @@ def advice_on(outcome: Outcome, end: Mapping[str, Any] | None) -> str:
         end.get("unwritten") or end.get("exit_code") == exit_codes.NO_SPACE
     ):
         return _UNWRITTEN
-    if outcome is Outcome.NO_OUTPUT and end:  # its process has told so itself
+    told_by_itself = bool(end) and not end.get("concluded_by")
+    if outcome is Outcome.NO_OUTPUT and told_by_itself:
         return _NO_VALUE
     if outcome is Outcome.DIED and end.get("signal"):
         return _SIGNALS.get(int(end["signal"]), "")
