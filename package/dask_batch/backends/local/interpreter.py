@@ -16,7 +16,7 @@ def package_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment that leads to this package, from any directory.
 
     An installed package is found anyway. One that is not (a source tree on ``sys.path``) is named
-    in ``PYTHONPATH``, last.
+    in ``PYTHONPATH``: last, but before any other copy of it.
     """
     changed = dict(environment)
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
@@ -25,7 +25,8 @@ def package_environment(environment: Mapping[str, str]) -> dict[str, str]:
     installed = [os.path.realpath(folder) for folder in site.getsitepackages()]
     installed.append(os.path.realpath(site.getusersitepackages()))
     if root not in installed and root not in map(os.path.realpath, folders):
-        folders.append(root)
+        copies = (i for i, folder in enumerate(folders) if (Path(folder) / "dask_batch").is_dir())
+        folders.insert(next(copies, len(folders)), root)
     if folders:
         changed["PYTHONPATH"] = os.pathsep.join(folders)
     return changed
