@@ -97,6 +97,26 @@ def test_values_are_read_when_they_are_asked_for(exe: SingleNodeExecutor, cache:
             entry[name]
 
 
+def test_what_cannot_be_read_is_left_out_and_named(
+    exe: SingleNodeExecutor, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    futures = [exe.submit(add, i, 1) for i in range(3)]
+    assert [future.result(60) for future in futures] == [1, 2, 3]
+    exe.shutdown()
+    open_to_all, torn, _ = (cache / "results" / f.key[:2] / f"{f.key}.h5" for f in futures)
+    open_to_all.chmod(0o666)
+    torn.write_bytes(torn.read_bytes()[:100])
+    for look in (get_cache_data, get_cache_data_queue):
+        assert [entry["output"] for entry in look(cache) if "output" in entry] == [3]
+    for future in futures[:2]:
+        assert future.key[:12] in caplog.text
+    runs = sorted((cache / "runs").glob("*.json"))
+    assert len(status(cache)) == len(runs)
+    runs[0].chmod(0o666)
+    assert len(status(cache)) == len(runs) - 1
+    assert f"run {runs[0].stem} is left out" in caplog.text
+
+
 def test_entries_make_a_table(exe: SingleNodeExecutor, cache: Path) -> None:
     futures = [exe.submit(add, i, b=i) for i in range(3)]
     assert sum(future.result(60) for future in futures) == 6

@@ -12,7 +12,7 @@ from dask_batch.backends.reach import ends_with_client
 from dask_batch.cache import attempts
 from dask_batch.cache.claims import Claim, Claims, Run, RunLog
 from dask_batch.cache.store import Cache
-from dask_batch.errors import DamagedEntryError, MissingEntryError
+from dask_batch.errors import CacheError, MissingEntryError
 from dask_batch.evidence.history import History
 from dask_batch.evidence.whereabouts import Askable, Sight, client_lives, sight_of
 from dask_batch.verdicts.retry import Ending
@@ -76,7 +76,7 @@ class Overview:
     def runs(self) -> list[Run]:
         """Return the runs that were not taken back, oldest first.
 
-        One whose record is damaged is left out, and said.
+        One whose record is damaged, or not ours, is left out, and said.
         """
         runs = []
         for run_id in self.claims.run_ids():
@@ -85,7 +85,7 @@ class Overview:
                 aborted = self.claims.log(run_id).aborted
             except MissingEntryError:
                 continue  # cleaned in the meantime
-            except DamagedEntryError as error:
+            except CacheError as error:
                 logger.warning(
                     "run %s is left out: %s. dask_batch.verify(%r) mends what can be mended.",
                     run_id, error, str(self.cache.path),
@@ -173,7 +173,7 @@ class Overview:
         for key in [key for _, key in run.jobs] if keys is None else keys:
             try:
                 own = [each for each in self.claims.generations(key) if each.run.id == run.id]
-            except (DamagedEntryError, MissingEntryError) as error:
+            except CacheError as error:
                 logger.warning("who makes %s cannot be told: %s", key[:12], error)
                 continue
             if own:
@@ -248,7 +248,7 @@ class Overview:
     def _end(self, run: Run, key: str, job_id: str | None) -> None:
         try:
             current = self.claims.current(key)
-        except (DamagedEntryError, MissingEntryError) as error:
+        except CacheError as error:
             logger.warning("who makes %s cannot be told: %s", key[:12], error)
             return
         if current is None or current.run.id != run.id:

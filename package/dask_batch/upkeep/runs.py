@@ -39,7 +39,8 @@ def get_cache_data(cache_directory: str | Path) -> list[CacheEntry]:
     Returns
     -------
     list of CacheEntry
-        Results in the order of their keys; then, by run, the tasks whose end nobody has recorded:
+        Results in the order of their keys, without those that cannot be read (a warning in the log
+        names them); then, by run, the tasks whose end nobody has recorded:
         these have no ``output``, ``runtime`` and ``host``. Values are not read before they are
         asked for. Only the cache is looked at: a job that was killed while no client followed it
         counts as under way until its run is computed again or cleaned away. What the batch system
@@ -73,6 +74,9 @@ def result_entries(cache_directory: str | Path) -> list[CacheEntry]:
             entry = result_entry(cache, key, calls)
         except MissingEntryError:
             continue  # set aside by another process since the listing
+        except CacheError as error:  # damaged, or not ours: there are others
+            logger.warning("%s is left out: %s", key[:12], error)
+            continue
         if entry is not None:
             entries.append(entry)
     return entries
