@@ -108,6 +108,7 @@ def test_the_helpers_are_in_a_module_of_their_own_as_well() -> None:
         getattr(dask_batch, name) for name in compat.__all__
     }
     assert set(compat.__all__) == set(ROOT)
+    assert compat.api is dask_batch.api
     with pytest.raises(AttributeError, match="SocketInterface"):
         _ = compat.SocketInterface
 

@@ -2,7 +2,7 @@
 
 ``from executorlib import X`` becomes ``from dask_batch import X``, and ``executorlib.api`` becomes
 ``dask_batch.api``: see ``docs/migrating-from-executorlib.md``. All names of executorlib's root are
-here, too: ``import dask_batch.compat as executorlib`` is another way.
+here, and ``api``: ``import dask_batch.compat as executorlib`` is another way.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "api":
+        from dask_batch import api
+
+        return api
     if name in __all__:
         import dask_batch
 
