@@ -144,7 +144,10 @@ def test_no_hand_over_is_lost_to_a_queue_that_ends(hasty: Bench) -> None:
 
 
 def test_of_many_clients_that_start_at_once_all_get_the_same_queue(given: Bench) -> None:
-    code = "bench.backend.status([]); print(bench.backend._connection.queue); sys.stdin.read()"
+    code = (
+        "bench.backend.status([]); print(bench.backend._connection.queue, flush=True); "
+        "sys.stdin.read()"
+    )
     clients = [client(code, str(given.folder), stdin=subprocess.PIPE) for _ in range(4)]
     queues = {process.stdout.readline() for process in clients if process.stdout}
     for process in clients:

@@ -133,8 +133,8 @@ def deaf(folder: Path) -> None:
 
 
 def printed(word: str) -> int:
-    print("out", word)
-    print("err", word, file=sys.stderr)
+    print("out", word, flush=True)
+    print("err", word, file=sys.stderr, flush=True)
     os.system(f"echo child {word}")
     return os.getpid()
 
